@@ -1,0 +1,1 @@
+"""Generation: prompts, search and the compiled engine."""

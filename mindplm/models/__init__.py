@@ -1,0 +1,1 @@
+"""Model families: typed configuration, presets, weight rules, shard plan and cells."""

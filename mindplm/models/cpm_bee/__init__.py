@@ -1,0 +1,1 @@
+"""CPM-Bee: one encoder for understanding and generation."""

@@ -1,0 +1,1 @@
+"""Layers with plain arguments; knows no family."""

@@ -1,0 +1,1 @@
+"""Weight rules and foreign checkpoint formats; numpy only."""

@@ -1,0 +1,27 @@
+"""Where the golden files are, and what every test shares."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Optional
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def _golden() -> Path:
+    named = os.environ.get("MINDPLM_GOLDEN")
+    if named:
+        return Path(named)
+    shared = ROOT.parent / "shared" / "golden"
+    return shared if shared.is_dir() else ROOT / "tests" / "golden"
+
+
+GOLDEN = _golden()
+_data = GOLDEN.parent / "data"
+SHARED_DATA: Optional[Path] = _data if _data.is_dir() else None
+
+
+def golden_dirs(family: str, pattern: str) -> list[Path]:
+    """Lists the folders (or files) of one family's golden set that match a glob pattern."""
+    return sorted((GOLDEN / family).glob(pattern))

@@ -1,1 +1,3 @@
-"""Tokenizers and vocabulary building; no MindSpore."""
+"""Tokenizers and the building of vocabularies; nothing here imports mindspore."""
+
+from __future__ import annotations

@@ -1,0 +1,401 @@
+"""The settings of a run: one tree of frozen dataclasses, one field = one YAML key = one override.
+
+The text under a field is its help. The family's own keys are a dataclass in its model package,
+which comes in as a `ModelType`; this module knows no family.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol, Union
+
+from mindplm.errors import ConfigError
+from mindplm.strict import (
+    Source,
+    apply_overrides,
+    build,
+    describe,
+    dump_yaml,
+    key_paths,
+    load_yaml,
+    suggest,
+    to_plain,
+)
+
+
+class ModelType(Protocol):
+    """What a family brings to the loader."""
+
+    @property
+    def config(self) -> type:
+        """The dataclass of the model section."""
+
+    @property
+    def presets(self) -> Mapping[str, Any]:
+        """Named instances of it."""
+
+
+def _require(fact: bool, message: str) -> None:
+    if not fact:
+        raise ConfigError(message)
+
+
+def _at_least(section: str, config: Any, **limits: float) -> None:
+    for name, limit in limits.items():
+        value = getattr(config, name)
+        _require(value >= limit, f"{section}.{name}={value}, expected >= {limit}")
+
+
+def _between(section: str, config: Any, low: float, high: float, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        _require(low <= value < high, f"{section}.{name}={value}, expected {low} <= value < {high}")
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """The vocabulary."""
+
+    path: str = ""
+    """Vocabulary file; empty: the one that ships with the library."""
+
+
+@dataclass(frozen=True)
+class RuntimeConfig:
+    """Where and how the program runs."""
+
+    device: Literal["auto", "ascend", "gpu", "cpu"] = "auto"
+    """Device; auto takes Ascend, else GPU, else CPU."""
+    mode: Literal["graph", "pynative"] = "graph"
+    """Compiled graphs, or operator by operator for debugging."""
+    seed: int = 1234
+    """Seed of weights, data order and sampling."""
+    threads: int = 0
+    """CPU threads; 0: all cores."""
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Type of weights and activations in the compiled graphs."""
+    compile_cache: str = ""
+    """Folder that keeps compiled graphs between runs; empty: none."""
+
+    def __post_init__(self) -> None:
+        _at_least("runtime", self, seed=0, threads=0)
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """One source of texts or records."""
+
+    path: str
+    """A file, a glob pattern, or embedded:poems, embedded:sanguo, embedded:classics,
+    embedded:english (with _valid for the held-out part where there is one)."""
+    name: str = ""
+    """Name in reports and logs; empty: made from the path."""
+    weight: float = 1.0
+    """How often a document of it is used, relative to the other sources."""
+    tasks: dict[str, float] = field(default_factory=lambda: {"lm": 1.0, "infill": 1.0})
+    """Weight of each way to make records of a text: lm, infill; record: lines are records."""
+    text_field: str = "text"
+    """Key of the text in JSON lines."""
+
+    def __post_init__(self) -> None:
+        _require(self.path != "", "data: a source has an empty path")
+        _require(self.weight > 0, f"data: weight={self.weight} of {self.path}, expected > 0")
+        _require(
+            min(self.tasks.values(), default=-1) >= 0 and sum(self.tasks.values()) > 0,
+            f"data: tasks={self.tasks} of {self.path}, expected at least one weight > 0, none < 0",
+        )
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is read and how it is cut into rows."""
+
+    train: list[SourceConfig]
+    """Sources of training texts."""
+    folder: str
+    """Where prepared rows are written: <folder>/train and <folder>/valid."""
+    valid: list[SourceConfig] = field(default_factory=list)
+    """Sources of validation texts; none: no validation."""
+    seq_len: int = 512
+    """Tokens of a row."""
+    max_rel: int = 0
+    """Room of a row for segment relation values; 0: chosen from seq_len."""
+    max_ext: int = 64
+    """Extra output classes of a batch (numbered blanks, unknown characters ...)."""
+    max_targets: int = 0
+    """Predicted positions of a row; 0: seq_len."""
+    repeat: int = 1
+    """Differently drawn records made of each document."""
+
+    def __post_init__(self) -> None:
+        _require(len(self.train) > 0, "data.train is empty, expected at least one source")
+        _require(self.folder != "", "data.folder is empty, expected a folder")
+        _at_least("data", self, seq_len=8, max_rel=0, max_ext=1, max_targets=0, repeat=1)
+        _require(
+            self.max_targets <= self.seq_len,
+            f"data.max_targets={self.max_targets}, expected at most data.seq_len={self.seq_len}",
+        )
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Optimizer and learning-rate schedule."""
+
+    name: Literal["adamw", "adam_l2"] = "adamw"
+    """adamw: decoupled decay; adam_l2: decay added to the gradient."""
+    lr: float = 1e-4
+    """Peak learning rate; with noam the base that is divided by the root of the step."""
+    beta1: float = 0.9
+    """Decay of the first moment."""
+    beta2: float = 0.999
+    """Decay of the second moment."""
+    eps: float = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: float = 0.01
+    """Strength of weight decay."""
+    decay: Literal["matrices", "all"] = "matrices"
+    """What decays: only weight matrices (no norms, embeddings, bias tables), or everything."""
+    schedule: Literal["noam", "cosine", "linear", "constant"] = "cosine"
+    """Shape of the learning rate after warm-up."""
+    warmup_steps: int = 0
+    """Optimizer steps of linear warm-up."""
+    min_lr_ratio: float = 0.1
+    """Last learning rate of cosine and linear, as a part of lr."""
+    clip_norm: float = 1.0
+    """Largest global norm of the gradient; 0: no clipping."""
+
+    def __post_init__(self) -> None:
+        _require(self.lr > 0, f"optim.lr={self.lr}, expected > 0")
+        _require(self.eps > 0, f"optim.eps={self.eps}, expected > 0")
+        _between("optim", self, 0, 1, "beta1", "beta2")
+        _at_least("optim", self, weight_decay=0, warmup_steps=0, clip_norm=0)
+        _require(
+            0 <= self.min_lr_ratio <= 1,
+            f"optim.min_lr_ratio={self.min_lr_ratio}, expected 0 <= value <= 1",
+        )
+        _require(
+            self.schedule != "noam" or self.warmup_steps > 0,
+            "optim.schedule=noam needs optim.warmup_steps >= 1, got 0",
+        )
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Length of training, batches and what is written."""
+
+    steps: int
+    """Optimizer steps."""
+    output: str
+    """Run folder: checkpoints, metrics, curves."""
+    batch_size: int = 32
+    """Rows of an optimizer step, all devices together."""
+    micro_batch_size: int = 0
+    """Rows of one pass on one device; 0: the device's whole share of batch_size."""
+    log_every: int = 10
+    """Steps between two log lines."""
+    eval_every: int = 0
+    """Steps between two validations; 0: only at the end."""
+    save_every: int = 500
+    """Steps between two checkpoints; 0: only at the end."""
+    keep_last: int = 2
+    """Checkpoints that are kept; 0: all."""
+    resume: str = "auto"
+    """auto: go on from the newest checkpoint of the run folder if there is one; never: start
+    anew, refused if there is one; or the folder of a checkpoint to go on from."""
+
+    def __post_init__(self) -> None:
+        _require(self.output != "", "train.output is empty, expected a folder")
+        _require(self.resume != "", "train.resume is empty, expected auto, never or a folder")
+        _at_least("train", self, steps=1, batch_size=1, micro_batch_size=0, log_every=1)
+        _at_least("train", self, eval_every=0, save_every=0, keep_last=0)
+
+
+@dataclass(frozen=True)
+class GenerateConfig:
+    """How text is written."""
+
+    max_new_tokens: int = 100
+    """Most tokens written for a record, over all blanks."""
+    beams: int = 1
+    """Beams of the search; 1 with temperature 0: greedy."""
+    temperature: float = 0.0
+    """Divisor of the logits when tokens are sampled; 0: no sampling."""
+    top_k: int = 0
+    """Sample among the k best tokens only; 0: all."""
+    top_p: float = 1.0
+    """Sample among the best tokens that together reach this probability."""
+    repetition_penalty: float = 1.0
+    """Divides the positive and multiplies the negative logits of written tokens."""
+    repetition_window: int = 0
+    """How many last tokens the penalty looks at; 0: all."""
+    length_penalty: float = 1.0
+    """Exponent of the length that a beam's score is divided by."""
+    buckets: tuple[int, ...] = (32, 64, 128, 256, 512, 1024, 2048)
+    """Lengths that prompts are padded to; one graph is compiled for each that occurs."""
+
+    def __post_init__(self) -> None:
+        _at_least("generate", self, max_new_tokens=1, beams=1, temperature=0, top_k=0)
+        _at_least("generate", self, repetition_penalty=1, repetition_window=0)
+        _require(0 < self.top_p <= 1, f"generate.top_p={self.top_p}, expected 0 < value <= 1")
+        _require(
+            self.temperature == 0 or self.beams == 1,
+            f"generate.temperature={self.temperature} samples, it needs generate.beams=1, "
+            f"got {self.beams}",
+        )
+        rising = all(a < b for a, b in zip((0, *self.buckets), self.buckets))
+        _require(
+            bool(self.buckets) and rising,
+            f"generate.buckets={list(self.buckets)}, expected rising lengths > 0",
+        )
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """How a run is spread over devices."""
+
+    data: int = 1
+    """Devices that each take a share of every batch."""
+
+    def __post_init__(self) -> None:
+        _at_least("parallel", self, data=1)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """All settings of a run."""
+
+    family: str
+    """Model family."""
+    model: Any
+    """Size of the model: preset names one, further keys change it."""
+    data: DataConfig
+    train: TrainConfig
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    generate: GenerateConfig = field(default_factory=GenerateConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+
+    def __post_init__(self) -> None:
+        batch, data = self.train.batch_size, self.parallel.data
+        micro = self.train.micro_batch_size or 1
+        per_pass = micro * data
+        _require(
+            batch % per_pass == 0,
+            f"train.batch_size={batch} is not a multiple of train.micro_batch_size x "
+            f"parallel.data = {micro} x {data} = {per_pass}; "
+            f"nearest: {batch // per_pass * per_pass or per_pass}",
+        )
+        max_len = getattr(self.model, "max_len", None)
+        _require(
+            max_len is None or self.data.seq_len <= max_len,
+            f"data.seq_len={self.data.seq_len}, expected at most model.max_len={max_len}",
+        )
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Rows of one pass on one device."""
+        return self.train.micro_batch_size or self.train.batch_size // self.parallel.data
+
+    @property
+    def accumulation(self) -> int:
+        """Passes of one device for one optimizer step."""
+        return self.train.batch_size // (self.micro_batch_size * self.parallel.data)
+
+    @property
+    def max_targets(self) -> int:
+        """Predicted positions of a row."""
+        return self.data.max_targets or self.data.seq_len
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Token positions of one optimizer step, padding included."""
+        return self.train.batch_size * self.data.seq_len
+
+
+def read_config(
+    path: Union[str, Path], overrides: Sequence[str], model_types: Mapping[str, ModelType]
+) -> RunConfig:
+    """Reads a YAML file and lays `key=value` overrides over it.
+
+    Raises:
+        ConfigError: A key or value that cannot be used, with its file or override.
+    """
+    tree = apply_overrides(load_yaml(path), overrides)
+    return _from_tree(tree, model_types, str(path), tuple(overrides))
+
+
+def from_dict(
+    tree: Mapping[str, Any], model_types: Mapping[str, ModelType], source: str = "settings"
+) -> RunConfig:
+    """Builds a run's settings from a mapping such as `to_dict` gives."""
+    return _from_tree(dict(tree), model_types, source, ())
+
+
+def _from_tree(
+    tree: dict[str, Any],
+    model_types: Mapping[str, ModelType],
+    name: str,
+    overrides: tuple[str, ...],
+) -> RunConfig:
+    place = Source(name, overrides)
+    family = tree.get("family")
+    if family is None:
+        raise ConfigError(f"{name}: missing family; accepted: {', '.join(model_types)}")
+    if family not in model_types:
+        hint = suggest(str(family), list(model_types))
+        raise ConfigError(f"{place.of('family')}: family={family} is not known; {hint}")
+    kind = model_types[family]
+    known = key_paths(RunConfig) + key_paths(kind.config, "model.")
+    source = Source(name, overrides, tuple(known))
+    tree = dict(tree)
+    tree["model"] = build_model(tree.get("model"), kind, source)
+    return build(RunConfig, tree, "", source)
+
+
+def build_model(tree: Any, kind: ModelType, source: Source) -> Any:
+    """Builds the model section: the keys of `preset`, if it is given, under the explicit ones."""
+    if not isinstance(tree, Mapping):
+        if tree is not None:
+            raise ConfigError(
+                f"{source.of('model')}: model must be a section of keys and values such as "
+                f"{{preset: {next(iter(kind.presets))}}}, got {describe(tree)}"
+            )
+        tree = {}
+    tree = dict(tree)
+    preset = tree.pop("preset", None)
+    if preset is None:
+        return build(kind.config, tree, "model", source)
+    if preset not in kind.presets:
+        hint = suggest(str(preset), list(kind.presets))
+        raise ConfigError(f"{source.of('model.preset')}: model.preset={preset} is not known; {hint}")
+    return build(kind.config, {**to_plain(kind.presets[preset]), **tree}, "model", source)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """All settings as dicts, lists and plain values; `from_dict` gives the same settings back."""
+    return to_plain(config)
+
+
+def dump(config: Any) -> str:
+    """All settings as YAML text that `read_config` reads back."""
+    return dump_yaml(to_dict(config))
+
+
+def field_help(kind: type) -> dict[str, str]:
+    """The text under each field of a dataclass."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    result = {f.name: "" for f in dataclasses.fields(kind)}
+    for statement, following in zip(body.body, body.body[1:]):
+        if not isinstance(statement, ast.AnnAssign) or not isinstance(following, ast.Expr):
+            continue
+        if isinstance(following.value, ast.Constant) and isinstance(statement.target, ast.Name):
+            result[statement.target.id] = " ".join(str(following.value.value).split())
+    return result

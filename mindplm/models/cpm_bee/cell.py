@@ -1,0 +1,189 @@
+"""The CPM-Bee network: embedding with sub indices, tree position bias, encoder, projection.
+
+Suffixes of tensor names: b rows, t positions of this call, s key positions, d hidden, h heads,
+e extension classes, n flattened targets, v classes.
+"""
+
+from __future__ import annotations
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn, ops
+
+from mindplm.models.cpm_bee.config import CpmBeeConfig
+from mindplm.nn.attention import Attention
+from mindplm.nn.block import Block
+from mindplm.nn.feed_forward import GatedFeedForward
+from mindplm.nn.kernels import masked, one_below
+from mindplm.nn.layers import RMSNorm, parameter
+from mindplm.nn.loss import TokenNll, masked_sums
+from mindplm.nn.mask import packed_mask
+from mindplm.nn.position import distance_buckets, rotary_frequencies
+
+RESIDUAL_KEEP = 1 / 1.05
+SUB_SCALE = 16.0
+OTHER_SAMPLE = 1
+
+
+class SubEmbedding(nn.Cell):
+    """Embedding of (id, sub) pairs: W[id] / sqrt(D), rotated by 16 * sub over the whole width."""
+
+    def __init__(self, vocab_size: int, hidden_size: int, *, std: float, dtype):
+        super().__init__()
+        self.weight = parameter((vocab_size, hidden_size), dtype, std)
+        self.root = hidden_size**-0.5
+        frequencies = rotary_frequencies(hidden_size)
+        if dtype != ms.float32:
+            # Half-precision checkpoints were trained with frequencies rounded to half.
+            frequencies = frequencies.astype(np.float16).astype(np.float32)
+        self.frequencies = Tensor(frequencies)
+        self.half = hidden_size // 2
+
+    def construct(self, ids, subs):
+        e = ops.gather(self.weight, ids, 0) * self.root
+        angle = (subs.astype(ms.float32) * SUB_SCALE).expand_dims(-1) * self.frequencies
+        cos, sin = ops.cos(angle).astype(e.dtype), ops.sin(angle).astype(e.dtype)
+        low, high = e[..., : self.half], e[..., self.half :]
+        return ops.concat((low * cos - high * sin, high * cos + low * sin), -1)
+
+
+class TreeBias(nn.Cell):
+    """Position bias by distance inside a segment and by the path in the tree between segments."""
+
+    def __init__(self, config: CpmBeeConfig, *, std: float, dtype):
+        super().__init__()
+        rows = config.num_distance_buckets + config.num_segment_buckets
+        self.weight = parameter((rows, config.num_heads), dtype, std)
+        self.buckets = Tensor(distance_buckets(config.num_distance_buckets, config.max_distance))
+        self.max_distance = config.max_distance
+        self.other = config.num_distance_buckets - 1 + OTHER_SAMPLE
+        self.first = config.num_distance_buckets - 1
+
+    def relation(self, segment_rel_br, query_bt, same_bts, key_segments_bs):
+        """Relation value of each pair: a lookup in the row's flat matrices."""
+        place = query_bt.expand_dims(2) + key_segments_bs.expand_dims(1)
+        place = ops.where(same_bts, place, ops.zeros_like(place))
+        batch, num, keys = place.shape
+        flat = ops.gather_d(segment_rel_br, 1, place.reshape((batch, num * keys)))
+        return flat.reshape((batch, num, keys))
+
+    def index(self, query, key, segment_rel_br):
+        """Row of the bias table for each pair of positions, int32 [B, T, S].
+
+        Args:
+            query: positions, segment_ids, num_segments, rel_offset, sample_ids, spans [B, T].
+            key: positions, segment_ids, sample_ids, spans [B, S].
+            segment_rel_br: Flat relation matrices of the row's samples.
+        """
+        same_bts = ops.logical_and(
+            query[4].expand_dims(2) == key[2].expand_dims(1),
+            query[5].expand_dims(2) == key[3].expand_dims(1),
+        )
+        base_bt = query[1] * query[2] + query[3]
+        relation = self.relation(segment_rel_br, base_bt, same_bts, key[1])
+        distance = key[0].expand_dims(1) - query[0].expand_dims(2)
+        distance = ops.clamp(distance, -self.max_distance, self.max_distance)
+        bucket = ops.gather(self.buckets, distance + self.max_distance, 0)
+        inside = ops.where(relation == 0, bucket, relation + self.first)
+        return ops.where(same_bts, inside, ops.full_like(inside, self.other))
+
+    def construct(self, index_bts):
+        """Bias [B, H, T, S] in the table's type."""
+        table_hr = self.weight.swapaxes(0, 1)
+        return ops.gather(table_hr, index_bts, 1).transpose((1, 0, 2, 3))
+
+
+class CpmBee(nn.Cell):
+    """The CPM-Bee encoder.
+
+    Source: OpenBMB CPM-Bee, as described in its public release.
+    """
+
+    def __init__(self, config: CpmBeeConfig, dtype=ms.float32):
+        super().__init__()
+        if config.dropout:
+            raise ValueError(f"model.dropout={config.dropout}: only 0 is implemented for cpm_bee")
+        self.config = config
+        hidden, std = config.hidden_size, 1.0
+        self.embed = SubEmbedding(config.vocab_size, hidden, std=config.init_std, dtype=dtype)
+        self.position_bias = TreeBias(config, std=std, dtype=dtype)
+        self.blocks = nn.CellList([self.block(config, i, dtype) for i in range(config.num_layers)])
+        self.final_norm = RMSNorm(hidden, config.eps, dtype=dtype)
+        self.root = hidden**-0.5
+        self.dtype = dtype
+        self.matmul = ops.MatMul(transpose_b=True)
+
+    @staticmethod
+    def block(config: CpmBeeConfig, layer: int, dtype) -> Block:
+        """Builds one block; a half that the configuration removes has no parameters."""
+        hidden = config.hidden_size
+        parts: list = [None, None, None, None]
+        if layer not in config.no_attention:
+            parts[0] = RMSNorm(hidden, config.eps, dtype=dtype)
+            parts[1] = Attention(
+                hidden, config.num_heads, config.head_dim, fan_in_scale=True, std=1.0, dtype=dtype
+            )
+        if layer not in config.no_ffn:
+            parts[2] = RMSNorm(hidden, config.eps, dtype=dtype)
+            parts[3] = GatedFeedForward(
+                hidden, config.ffn_size, fan_in_scale=True, std=1.0, dtype=dtype
+            )
+        return Block(*parts, keep=RESIDUAL_KEEP)
+
+    def bias(self, columns):
+        """Bias with the mask in it, fp32 [B, H, T, T], and 1 or 0 for real and empty positions."""
+        _, _, context, samples, segments, spans, counts, offsets, length, segment_rel = columns
+        batch, num = samples.shape
+        order = ops.arange(num).astype(ms.int32)
+        positions = order.expand_dims(0).broadcast_to((batch, num))
+        query = (positions, segments, counts, offsets, samples, spans)
+        index = self.position_bias.index(query, (positions, segments, samples, spans), segment_rel)
+        mask = packed_mask(context != 0, samples, spans, length)
+        row = (order.expand_dims(0) < length.expand_dims(1)).astype(self.dtype)
+        return masked(self.position_bias(index), mask.expand_dims(1)), row.expand_dims(2)
+
+    def construct(self, *columns):
+        """Hidden states [B, T, D] after the final norm, of packed rows.
+
+        Args:
+            columns: ids, subs, context, sample_ids, segment_ids, spans, num_segments, rel_offset
+                int32 [B, T], length int32 [B], segment_rel int32 [B, R].
+        """
+        bias, row = self.bias(columns)
+        x = self.embed(columns[0], columns[1])
+        for block in self.blocks:
+            x = block(x, bias, row)
+        return self.final_norm(x)
+
+    def project(self, hidden_nd, ext_ids, ext_sub, num_ext):
+        """Scores of all classes, [N, V + E]; classes beyond num_ext cannot win."""
+        base = self.matmul(hidden_nd * self.root, self.embed.weight)
+        ext = self.matmul(hidden_nd, self.embed(ext_ids, ext_sub))
+        ext = masked(ext, one_below(ext_ids.shape[0], num_ext).expand_dims(0))
+        return ops.concat((base.astype(ms.float32), ext), -1)
+
+
+class CpmBeeLoss(nn.Cell):
+    """Sum and count of the token losses of packed rows; the training cell.
+
+    construct takes the columns of `mindplm.data.packing.COLUMNS` in their order.
+    """
+
+    def __init__(self, model: CpmBee):
+        super().__init__(auto_prefix=False)
+        self.model = model
+        self.nll = TokenNll()
+
+    def token_losses(self, *columns):
+        """Losses [B * T] in nats; those of unlabelled places mean nothing."""
+        hidden = self.model(*columns[:10])
+        target_pos, targets, ext_ids, ext_sub, num_ext = columns[10:]
+        batch, num = target_pos.shape
+        width = hidden.shape[2]
+        place = target_pos.expand_dims(2).broadcast_to((batch, num, width))
+        wanted = ops.gather_d(hidden, 1, place).reshape((batch * num, width))
+        logits = self.model.project(wanted, ext_ids, ext_sub, num_ext)
+        return self.nll(logits, ops.clamp(targets.reshape((-1,)), min=0))
+
+    def construct(self, *columns):
+        return masked_sums(self.token_losses(*columns), columns[11].reshape((-1,)))

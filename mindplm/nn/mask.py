@@ -1,0 +1,33 @@
+"""Boolean attention masks built from index vectors; True means "may look"."""
+
+from __future__ import annotations
+
+from mindspore import ops
+
+
+def packed_mask(context_bt, sample_ids_bt, spans_bt, length_b):
+    """Mask of packed rows: spans apart, context both ways, predictions causal.
+
+    A query sees a key of its own span if the query's sample is 0 or the key's sample, and the
+    key is context or (both are predicted and the key is not later).
+
+    Args:
+        context_bt: Boolean, True for context.
+        sample_ids_bt: int32, 0 for the main sample.
+        spans_bt: int32, number of the instance in the row.
+        length_b: int32, tokens in the row.
+
+    Returns:
+        Boolean [B, T, T].
+    """
+    num = context_bt.shape[1]
+    order = ops.arange(num).astype(length_b.dtype)
+    real = order.expand_dims(0) < length_b.expand_dims(1)
+    causal = order.expand_dims(0) <= order.expand_dims(1)
+    query, key = context_bt.expand_dims(2), context_bt.expand_dims(1)
+    sees = ops.logical_or(key, ops.logical_and(ops.logical_not(query), causal.expand_dims(0)))
+    sample_q, sample_k = sample_ids_bt.expand_dims(2), sample_ids_bt.expand_dims(1)
+    sample = ops.logical_or(sample_q == 0, sample_q == sample_k)
+    span = spans_bt.expand_dims(2) == spans_bt.expand_dims(1)
+    both = ops.logical_and(real.expand_dims(2), real.expand_dims(1))
+    return ops.logical_and(ops.logical_and(sees, sample), ops.logical_and(span, both))

@@ -6,14 +6,10 @@ which comes in as a `ModelType`; this module knows no family.
 
 from __future__ import annotations
 
-import ast
-import dataclasses
-import inspect
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, Union
+from typing import Any, Literal, Protocol
 
 from mindplm.errors import ConfigError
 from mindplm.strict import (
@@ -21,12 +17,11 @@ from mindplm.strict import (
     apply_overrides,
     build,
     describe,
-    dump_yaml,
     key_paths,
-    load_yaml,
     suggest,
     to_plain,
 )
+from mindplm.yaml_io import dump_yaml, load_yaml
 
 
 class ModelType(Protocol):
@@ -320,7 +315,7 @@ class RunConfig:
 
 
 def read_config(
-    path: Union[str, Path], overrides: Sequence[str], model_types: Mapping[str, ModelType]
+    path: str | Path, overrides: Sequence[str], model_types: Mapping[str, ModelType]
 ) -> RunConfig:
     """Reads a YAML file and lays `key=value` overrides over it.
 
@@ -374,7 +369,9 @@ def build_model(tree: Any, kind: ModelType, source: Source) -> Any:
         return build(kind.config, tree, "model", source)
     if preset not in kind.presets:
         hint = suggest(str(preset), list(kind.presets))
-        raise ConfigError(f"{source.of('model.preset')}: model.preset={preset} is not known; {hint}")
+        raise ConfigError(
+            f"{source.of('model.preset')}: model.preset={preset} is not known; {hint}"
+        )
     return build(kind.config, {**to_plain(kind.presets[preset]), **tree}, "model", source)
 
 
@@ -386,16 +383,3 @@ def to_dict(config: Any) -> dict[str, Any]:
 def dump(config: Any) -> str:
     """All settings as YAML text that `read_config` reads back."""
     return dump_yaml(to_dict(config))
-
-
-def field_help(kind: type) -> dict[str, str]:
-    """The text under each field of a dataclass."""
-    body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0]
-    assert isinstance(body, ast.ClassDef)
-    result = {f.name: "" for f in dataclasses.fields(kind)}
-    for statement, following in zip(body.body, body.body[1:]):
-        if not isinstance(statement, ast.AnnAssign) or not isinstance(following, ast.Expr):
-            continue
-        if isinstance(following.value, ast.Constant) and isinstance(statement.target, ast.Name):
-            result[statement.target.id] = " ".join(str(following.value.value).split())
-    return result

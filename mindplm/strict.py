@@ -1,4 +1,4 @@
-"""Strict YAML and typed dataclasses: every key is known, every value has its declared type.
+"""Typed dataclasses out of plain trees: every key is known, every value has its declared type.
 
 Scalars are read as text and converted by the declared type of the field, so that `1e-4` is a
 number, `no` stays a word, and what is refused can be named together with what is accepted.
@@ -6,17 +6,18 @@ number, `no` stays a word, and what is refused can be named together with what i
 
 from __future__ import annotations
 
+import ast
 import copy
 import dataclasses
 import difflib
+import inspect
 import math
-from collections.abc import Hashable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal, Optional, TypeVar, Union, get_args, get_origin, get_type_hints
-
-import yaml
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from mindplm.errors import ConfigError
+from mindplm.yaml_io import parse_yaml
 
 T = TypeVar("T")
 
@@ -43,109 +44,19 @@ class Source:
                 return f"override {text}"
         return self.name
 
-    def of_message(self, message: str) -> str:
-        """Names the place of a failed check whose message names the keys it looked at."""
-        named = [text for text in self.overrides if text.partition("=")[0] in message]
+    def of_message(self, message: str, path: str) -> str:
+        """Names the place of a failed check of a section whose message names what it looked at."""
+        named = []
+        for text in self.overrides:
+            key = text.partition("=")[0]
+            leaf = key.rpartition(".")[2]
+            if key in message or (path and _within(key, path) and f"{leaf}=" in message):
+                named.append(text)
         return " ".join(["override", *named]) if named else self.name
 
 
 def _within(path: str, parent: str) -> bool:
     return path == parent or path.startswith(parent + ".")
-
-
-# --- YAML -----------------------------------------------------------------------------------------
-
-
-class _Loader(yaml.BaseLoader):
-    """Scalars stay text, an empty or null scalar is None, duplicate keys are errors."""
-
-    def construct_scalar(self, node: Any) -> Any:
-        if node.style is None and node.value in ("", "~", "null"):
-            return None
-        return super().construct_scalar(node)
-
-    def construct_mapping(self, node: Any, deep: bool = True) -> dict[Hashable, Any]:
-        lines: dict[Any, int] = {}
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            line = key_node.start_mark.line + 1
-            if not isinstance(key, str):
-                raise yaml.constructor.ConstructorError(
-                    None, None, "a key must be a word", key_node.start_mark
-                )
-            if key in lines:
-                raise yaml.constructor.ConstructorError(
-                    None,
-                    None,
-                    f"key {key} is given twice, first on line {lines[key]}",
-                    key_node.start_mark,
-                )
-            lines[key] = line
-        return super().construct_mapping(node, deep=True)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Lists of plain values on one line."""
-
-    def represent_sequence(self, tag: str, sequence: Any, flow_style: Any = None) -> Any:
-        plain = not any(isinstance(item, (dict, list)) for item in sequence)
-        return super().represent_sequence(tag, sequence, flow_style=plain)
-
-
-_Dumper.add_representer(list, lambda dumper, value: dumper.represent_list(value))
-
-
-def parse_yaml(text: str, source: str) -> Any:
-    """Parses YAML text into dicts, lists, text and None; raises ConfigError with the line."""
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-        place = f"{source}:{mark.line + 1}" if mark is not None else source
-        reason = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise ConfigError(f"{place}: not readable as YAML: {reason}") from error
-
-
-def load_yaml(path: Union[str, Path]) -> dict[str, Any]:
-    """Reads a YAML file that must hold one mapping."""
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file{_neighbours(path)}") from None
-    except IsADirectoryError:
-        raise ConfigError(f"{path}: is a folder, expected a YAML file") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start})") from None
-    tree = parse_yaml(text, str(path))
-    if tree is None:
-        raise ConfigError(f"{path}: is empty, expected keys and values such as family: cpm_bee")
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: expected keys and values, got {describe(tree)}")
-    return tree
-
-
-def _neighbours(path: Path) -> str:
-    folder = path.parent
-    if not folder.is_dir():
-        return f"; folder {folder} does not exist either"
-    names = sorted(p.name for p in folder.iterdir() if p.suffix in (".yaml", ".yml"))
-    close = difflib.get_close_matches(path.name, names, 1)
-    if close:
-        return f"; did you mean {folder / close[0]}?"
-    return f"; {folder} has {', '.join(names[:8])}" if names else ""
-
-
-def dump_yaml(tree: Any) -> str:
-    """Writes dicts, lists and plain values as YAML text, keys in the given order."""
-    return yaml.dump(
-        tree,
-        Dumper=_Dumper,
-        sort_keys=False,
-        allow_unicode=True,
-        default_flow_style=False,
-        width=100,
-    )
 
 
 # --- overrides ------------------------------------------------------------------------------------
@@ -275,13 +186,11 @@ def build(kind: type[T], tree: Any, path: str, source: Source) -> T:
     try:
         return kind(**values)
     except ValueError as error:
-        raise ConfigError(f"{source.of_message(str(error))}: {error}") from error
+        raise ConfigError(f"{source.of_message(str(error), path)}: {error}") from error
 
 
 def _required(field: dataclasses.Field[Any]) -> bool:
-    return (
-        field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-    )
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 def convert(value: Any, kind: Any, path: str, source: Source) -> Any:
@@ -351,7 +260,7 @@ _ACCEPTED = {
 }
 
 
-def _scalar(value: Any, kind: type) -> Optional[Any]:
+def _scalar(value: Any, kind: type) -> Any:
     """Converts to int, float, bool or str; None if the value cannot be read as that."""
     if kind is str:
         return value if isinstance(value, str) else None
@@ -365,7 +274,7 @@ def _scalar(value: Any, kind: type) -> Optional[Any]:
         if kind is int and not isinstance(value, float):
             return int(value)
     except ValueError:
-        pass                                         # 1e5 is a whole number too
+        pass  # 1e5 is a whole number too
     try:
         number = float(value)
     except (ValueError, OverflowError):
@@ -386,3 +295,16 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [to_plain(item) for item in value]
     return value
+
+
+def field_help(kind: type) -> dict[str, str]:
+    """The text under each field of a dataclass."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    result = {f.name: "" for f in dataclasses.fields(kind)}
+    for statement, following in zip(body.body, body.body[1:]):
+        if not isinstance(statement, ast.AnnAssign) or not isinstance(following, ast.Expr):
+            continue
+        if isinstance(following.value, ast.Constant) and isinstance(statement.target, ast.Name):
+            result[statement.target.id] = " ".join(str(following.value.value).split())
+    return result

@@ -10,6 +10,12 @@ from __future__ import annotations
 import mindspore as ms
 from mindspore import Tensor, ops
 
+@ms.constexpr
+def on_cpu() -> bool:
+    """Whether graphs are being built for CPU; known when a graph is compiled."""
+    return ms.get_context("device_target") == "CPU"
+
+
 SQRT_HALF = 0.7071067811865476
 # Added to the logits of masked positions; finite, so that a row of masks is no NaN anywhere.
 MASKED = -1e30
@@ -36,3 +42,23 @@ def one_below(count: int, limit):
 def masked(value, mask):
     """Replaces value where mask is False by a large negative number, in fp32."""
     return ops.where(mask, value.astype(ms.float32), Tensor(MASKED, ms.float32))
+
+
+def sum_squares(x):
+    """Sum of squares in fp32.
+
+    On CPU as the product of the flat vector with itself: a reduction over millions of elements is
+    several times slower there. Elsewhere products may round their inputs, so a reduction it is.
+    """
+    flat = x.astype(ms.float32).reshape((1, -1))
+    if on_cpu():
+        return ops.MatMul(transpose_b=True)(flat, flat).reshape(())
+    return (flat * flat).sum()
+
+
+def row_sum(x_nv):
+    """Sums of rows, [N, 1] fp32; on CPU as a product with a column of ones, which is faster."""
+    x_nv = x_nv.astype(ms.float32)
+    if on_cpu():
+        return ops.MatMul()(x_nv, ops.ones((x_nv.shape[1], 1), ms.float32))
+    return x_nv.sum(-1, keepdims=True)

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, Optional, Union
+from typing import Any, NamedTuple
 
 import ahocorasick_rs
 
@@ -82,7 +82,7 @@ class CpmBeeTokenizer:
         self.space_id = self.token_to_id[" "]
 
     @classmethod
-    def from_file(cls, path: Union[str, Path]) -> CpmBeeTokenizer:
+    def from_file(cls, path: str | Path) -> CpmBeeTokenizer:
         """Reads a vocabulary file (UTF-8, one entry per line, only the line feed is stripped)."""
         try:
             content = Path(path).read_bytes()
@@ -144,7 +144,7 @@ class CpmBeeTokenizer:
         return tokens
 
     def encode(
-        self, text: str, table: Optional[Mapping[int, str]] = None
+        self, text: str, table: Mapping[int, str] | None = None
     ) -> tuple[list[int], dict[int, str]]:
         """Turns a text into ids, without begin or end marks.
 
@@ -184,7 +184,7 @@ class CpmBeeTokenizer:
                 ids.append(fake_id(part[end:]))
         return ids, table
 
-    def decode(self, ids: Iterable[int], table: Optional[Mapping[int, str]] = None) -> str:
+    def decode(self, ids: Iterable[int], table: Mapping[int, str] | None = None) -> str:
         """Turns ids into a text that `encode` accepts (a literal `<` comes out as `<<`).
 
         Args:
@@ -213,7 +213,7 @@ class CpmBeeTokenizer:
         """The files that restore this tokenizer: names and contents."""
         return {VOCAB_FILE: self._content}
 
-    def save(self, folder: Union[str, Path]) -> None:
+    def save(self, folder: str | Path) -> None:
         """Writes the files of this tokenizer into an existing folder."""
         for name, content in self.files().items():
             (Path(folder) / name).write_bytes(content)
@@ -224,8 +224,8 @@ class CpmBeeTokenizer:
             return self._matcher[0].find_matches_as_indexes(part)
         except UnicodeEncodeError as error:
             raise DataError(
-                f"half a surrogate pair, U+{ord(part[error.start]):04X}, in {_around(part, error.start)}"
-                "; expected text that UTF-8 can hold"
+                f"half a surrogate pair, U+{ord(part[error.start]):04X}, in "
+                f"{_around(part, error.start)}; expected text that UTF-8 can hold"
             ) from None
 
 

@@ -6,10 +6,10 @@ import json
 import re
 
 import pytest
+from conftest import GOLDEN, SHARED_DATA
 
 from mindplm.errors import DataError
 from mindplm.tokenizers.cpm_bee import CpmBeeTokenizer, escape, unescape
-from conftest import GOLDEN, SHARED_DATA
 
 FILE = GOLDEN / "cpm_bee" / "tokenizer.json"
 VOCAB = SHARED_DATA / "cpm_bee" / "bee.txt" if SHARED_DATA else None

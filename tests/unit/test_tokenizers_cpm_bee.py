@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from mindplm.errors import DataError, VocabError
 from mindplm.tokenizers.cpm_bee import SPECIALS, CpmBeeTokenizer, escape, unescape
 
-ENTRIES = ["a", "b", "ab", "abc", "bca", "cab", "abcabd", " a", " ab", "  b", "<", "<<", "<b", "a<", ">",
-           "天", "天地", "地玄", "天地玄黄", "黄", "黄 a", "_", "0", "mask", "s>"]  # fmt: skip
+ENTRIES = [
+    *["a", "b", "ab", "abc", "bca", "cab", "abcabd", " a", " ab", "  b", "<", "<<", "<b", "a<"],
+    *[">", "s>", "_", "0", "mask", "天", "天地", "地玄", "天地玄黄", "黄", "黄 a"],
+]
 LINES = [*SPECIALS, *ENTRIES, "<eod>"]
 TOKENIZER = CpmBeeTokenizer(LINES)
 ALPHABET = "abcd <>天地玄黄宇_0\n\t"

@@ -16,7 +16,7 @@ from mindplm.nn.block import Block
 from mindplm.nn.feed_forward import GatedFeedForward
 from mindplm.nn.kernels import masked, one_below
 from mindplm.nn.layers import RMSNorm, parameter
-from mindplm.nn.loss import TokenNll, masked_sums
+from mindplm.nn.loss import ProjectedNll, masked_sums
 from mindplm.nn.mask import packed_mask
 from mindplm.nn.position import distance_buckets, rotary_frequencies
 
@@ -133,9 +133,8 @@ class CpmBee(nn.Cell):
     def bias(self, columns):
         """Bias with the mask in it, fp32 [B, H, T, T], and 1 or 0 for real and empty positions."""
         _, _, context, samples, segments, spans, counts, offsets, length, segment_rel = columns
-        batch, num = samples.shape
-        order = ops.arange(num).astype(ms.int32)
-        positions = order.expand_dims(0).broadcast_to((batch, num))
+        order = ops.arange(samples.shape[1]).astype(ms.int32)
+        positions = order.expand_dims(0)
         query = (positions, segments, counts, offsets, samples, spans)
         index = self.position_bias.index(query, (positions, segments, samples, spans), segment_rel)
         mask = packed_mask(context != 0, samples, spans, length)
@@ -172,7 +171,7 @@ class CpmBeeLoss(nn.Cell):
     def __init__(self, model: CpmBee):
         super().__init__(auto_prefix=False)
         self.model = model
-        self.nll = TokenNll()
+        self.nll = ProjectedNll(model.root)
 
     def token_losses(self, *columns):
         """Losses [B * T] in nats; those of unlabelled places mean nothing."""
@@ -182,8 +181,10 @@ class CpmBeeLoss(nn.Cell):
         width = hidden.shape[2]
         place = target_pos.expand_dims(2).broadcast_to((batch, num, width))
         wanted = ops.gather_d(hidden, 1, place).reshape((batch * num, width))
-        logits = self.model.project(wanted, ext_ids, ext_sub, num_ext)
-        return self.nll(logits, ops.clamp(targets.reshape((-1,)), min=0))
+        labels = ops.clamp(targets.reshape((-1,)), min=0)
+        embed = self.model.embed
+        real = one_below(ext_ids.shape[0], num_ext)
+        return self.nll(wanted, embed.weight, embed(ext_ids, ext_sub), real, labels)[0]
 
     def construct(self, *columns):
         return masked_sums(self.token_losses(*columns), columns[11].reshape((-1,)))

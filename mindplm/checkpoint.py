@@ -1,0 +1,297 @@
+"""The checkpoint folder: it explains itself, and it is whole or not there.
+
+model.yaml                    family, its settings, names of the tokenizer files
+weights.safetensors           or numbered shards with an index
+vocab.txt ...                 the tokenizer's files
+run.yaml                      settings of the run that made it, if any
+train/state.json, arrays...   optimizer, step, data position; to go on training
+manifest.json                 sizes and SHA-256 of all the others, written last
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mindplm import families, files, tensors
+from mindplm.config import RunConfig
+from mindplm.errors import CheckpointError
+from mindplm.runtime import log
+from mindplm.yaml_io import dump_yaml, load_yaml
+
+_MODEL, _RUN, _STATE = "model.yaml", "run.yaml", "train/state.json"
+_WEIGHTS, _ARRAYS = "weights", "train/arrays"
+_STEP = re.compile(r"step-(\d{8,})")
+
+
+@dataclass
+class TrainState:
+    """What training needs beside the weights to go on bitwise.
+
+    Attributes:
+        step: Finished optimizer steps.
+        arrays: Moments, master weights, loss scale ...
+        meta: Anything that JSON holds: position in the data, random state ...
+    """
+
+    step: int
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint folder that was found whole; arrays are read when asked for.
+
+    Attributes:
+        folder: Where it is.
+        family: Key of the family table.
+        model_config: The family's settings, as plain values.
+        tokenizer_files: Names of the tokenizer's files in the folder.
+        run: Settings of the run as plain values, None if there was none.
+    """
+
+    folder: Path
+    family: str
+    model_config: dict[str, Any]
+    tokenizer_files: list[str]
+    run: dict[str, Any] | None
+
+    def model(self) -> Any:
+        """The family's typed settings."""
+        return families.model_from_dict(self.family, self.model_config, str(self.folder / _MODEL))
+
+    def run_config(self) -> RunConfig | None:
+        """The typed settings of the run."""
+        if self.run is None:
+            return None
+        return families.config_from_dict(self.run, str(self.folder / _RUN))
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """Our name to array."""
+        return tensors.read_arrays(self.folder, _WEIGHTS)
+
+    def train(self) -> TrainState | None:
+        """The state of training, None in a checkpoint without."""
+        path = self.folder / _STATE
+        if not path.is_file():
+            return None
+        state = json.loads(path.read_text(encoding="utf-8"))
+        arrays = tensors.read_arrays(self.folder, _ARRAYS)
+        return TrainState(step=state["step"], arrays=arrays, meta=state["meta"])
+
+
+def write(
+    folder: str | Path,
+    *,
+    family: str,
+    model_config: Mapping[str, Any],
+    weights: Mapping[str, np.ndarray],
+    tokenizer_files: Mapping[str, bytes],
+    run: Mapping[str, Any] | None = None,
+    train: TrainState | None = None,
+    shard_bytes: int = tensors.SHARD_BYTES,
+) -> None:
+    """Writes a checkpoint folder; it appears under its name when all of it is on the disk.
+
+    Args:
+        folder: Where it shall be; a folder that is there is replaced.
+        family: Key of the family table.
+        model_config: The family's settings as plain values.
+        weights: Our name to array.
+        tokenizer_files: File name to contents.
+        run: Settings of the run as plain values.
+        train: State of training.
+        shard_bytes: Arrays beyond this size go into several files.
+
+    Raises:
+        CheckpointError: No space is left; the folder, and what is needed, is named.
+    """
+    needed = tensors.num_bytes(weights) + sum(map(len, tokenizer_files.values()))
+    if train is not None:
+        needed += tensors.num_bytes(train.arrays)
+    head = {"family": family, "tokenizer": list(tokenizer_files), "config": dict(model_config)}
+    with files.new_folder(Path(folder), needed + (64 << 10)) as writer:
+        writer.write(_MODEL, [dump_yaml(head).encode()])
+        for name, data in tokenizer_files.items():
+            writer.write(name, [data])
+        tensors.write_arrays(writer, _WEIGHTS, weights, shard_bytes)
+        if run is not None:
+            writer.write(_RUN, [dump_yaml(dict(run)).encode()])
+        if train is not None:
+            tensors.write_arrays(writer, _ARRAYS, train.arrays, shard_bytes)
+            state = json.dumps({"step": train.step, "meta": train.meta}, ensure_ascii=False)
+            writer.write(_STATE, [state.encode()])
+
+
+def read(folder: str | Path, *, verify: bool = True) -> Checkpoint:
+    """Opens a checkpoint folder.
+
+    Args:
+        folder: A checkpoint, or a run folder, which stands for its newest checkpoint.
+        verify: Compare every file with its checksum.
+
+    Raises:
+        CheckpointError: A file is missing, truncated or damaged; it is named.
+    """
+    folder = Path(folder)
+    if not (folder / files.MANIFEST).is_file() and RunFolder(folder).steps():
+        newest = RunFolder(folder).newest()
+        assert newest is not None
+        return newest
+    if verify:
+        files.verify(folder)
+    else:
+        files.read_manifest(folder)
+    head = load_yaml(folder / _MODEL)
+    run = load_yaml(folder / _RUN) if (folder / _RUN).is_file() else None
+    return Checkpoint(
+        folder=folder,
+        family=head["family"],
+        model_config=head["config"],
+        tokenizer_files=head["tokenizer"],
+        run=run,
+    )
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The checkpoints of a run: <root>/checkpoints/step-00000100 and so on."""
+
+    root: Path
+
+    def __init__(self, root: str | Path):
+        object.__setattr__(self, "root", Path(root))
+
+    def path_of(self, step: int) -> Path:
+        """The folder of a step's checkpoint."""
+        return self.root / "checkpoints" / f"step-{step:08d}"
+
+    def steps(self) -> list[int]:
+        """Steps that have a checkpoint, rising."""
+        folder = self.root / "checkpoints"
+        if not folder.is_dir():
+            return []
+        found = (_STEP.fullmatch(path.name) for path in folder.iterdir() if path.is_dir())
+        return sorted(int(match[1]) for match in found if match)
+
+    @contextlib.contextmanager
+    def only_process(self) -> Iterator[None]:
+        """Keeps other processes from training in this folder; CheckpointError if one does."""
+        with files.only_process(self.root / ".lock"):
+            yield
+
+    def save(
+        self,
+        train: TrainState,
+        *,
+        family: str,
+        model_config: Mapping[str, Any],
+        weights: Mapping[str, np.ndarray],
+        tokenizer_files: Mapping[str, bytes],
+        run: Mapping[str, Any] | None = None,
+        keep_last: int = 0,
+        shard_bytes: int = tensors.SHARD_BYTES,
+    ) -> Path:
+        """Writes the checkpoint of train.step, then removes all but the last `keep_last`."""
+        folder = self.path_of(train.step)
+        write(
+            folder,
+            family=family,
+            model_config=model_config,
+            weights=weights,
+            tokenizer_files=tokenizer_files,
+            run=run,
+            train=train,
+            shard_bytes=shard_bytes,
+        )
+        self.keep(keep_last)
+        return folder
+
+    def keep(self, number: int) -> None:
+        """Removes all but the last `number` checkpoints; 0 keeps all."""
+        for step in self.steps()[:-number] if number else []:
+            files.remove_folder(self.path_of(step))
+
+    def newest(self) -> Checkpoint | None:
+        """Opens the newest checkpoint; None if there is none.
+
+        Raises:
+            CheckpointError: It is damaged; the message names the file, and the newest good one
+                before it with the setting that goes on from there.
+        """
+        if (self.root / "checkpoints").is_dir():
+            files.clean(self.root / "checkpoints")
+        steps = self.steps()
+        if not steps:
+            return None
+        try:
+            return read(self.path_of(steps[-1]))
+        except CheckpointError as error:
+            good = self._newest_good(steps[:-1])
+            advice = (
+                f"the checkpoint before it is good: train.resume={good}"
+                if good
+                else "there is no good checkpoint before it"
+            )
+            raise CheckpointError(f"{error}; {advice}") from error
+
+    def _newest_good(self, steps: list[int]) -> Path | None:
+        for step in reversed(steps):
+            with contextlib.suppress(CheckpointError):
+                files.verify(self.path_of(step))
+                return self.path_of(step)
+        return None
+
+    def resume(self, wish: str) -> Checkpoint | None:
+        """The checkpoint that a run goes on from, by the setting train.resume.
+
+        When an older one of this folder is chosen, the newer ones are set aside under another
+        name, so that the run's newest checkpoint is again the one that it goes on from.
+
+        Args:
+            wish: auto, never or the folder of a checkpoint.
+
+        Raises:
+            CheckpointError: It is damaged or has no training state, or train.resume=never and
+                the run folder has checkpoints.
+        """
+        if wish == "never":
+            steps = self.steps()
+            if steps:
+                raise CheckpointError(
+                    f"{self.root} has checkpoints up to step {steps[-1]} and train.resume=never; "
+                    "remove it, or choose another train.output"
+                )
+            return None
+        if wish == "auto":
+            return self.newest()
+        if not Path(wish).is_dir():
+            raise CheckpointError(
+                f"train.resume={wish}: no such folder; accepted: auto, never, or the folder of a "
+                "checkpoint"
+            )
+        checkpoint = read(wish)
+        if not (checkpoint.folder / _STATE).is_file():
+            raise CheckpointError(f"{wish} holds no training state ({_STATE}) to go on from")
+        for step in self.steps():
+            if checkpoint.folder.resolve() == self.path_of(step).resolve():
+                self._set_aside(step)
+        return checkpoint
+
+    def _set_aside(self, chosen: int) -> None:
+        for step in self.steps():
+            if step > chosen:
+                path = self.path_of(step)
+                number = 1
+                while (aside := path.with_name(f"{path.name}.aside{number}")).exists():
+                    number += 1
+                path.rename(aside)
+                log.warning("%s is newer than the chosen one; it is now %s", path, aside.name)

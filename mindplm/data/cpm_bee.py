@@ -1,0 +1,261 @@
+"""CPM-Bee records to arrays: a nested dict of texts becomes a tree of token segments.
+
+Every node of the tree is a segment: the root, each key, each leaf text. Ids follow a pre-order
+walk. Leaves below the top-level key `<ans>` are predicted, everything else is context.
+
+Indexed tokens (`<mask_3>`, `<option_0>`, a run of unknown characters) become pairs of a base id
+and a sub index; the sub index counts the different ones of a base in order of appearance, from 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from mindplm.errors import DataError, UserError
+from mindplm.tokenizers.cpm_bee import CpmBeeTokenizer
+
+ANSWER = "<ans>"
+"""Top-level key whose leaves are predicted."""
+ROOT = "<root>"
+_CACHED_SEGMENTS = 64
+
+
+class Shuffler(Protocol):
+    """numpy.random, a RandomState or a Generator."""
+
+    def shuffle(self, x: np.ndarray) -> None:
+        """Permutes an array in place."""
+
+
+class Leaf(NamedTuple):
+    """A leaf text: where it stands in the tree and in the record."""
+
+    segment: int
+    path: tuple[str, ...]
+    predicted: bool
+
+
+@dataclass
+class RecordState:
+    """The indexed tokens met so far; handed on to in-context samples of the same instance.
+
+    `table` tells which text a fake id stands for, `subs` the sub index of a fake id, by base.
+    """
+
+    table: dict[int, str] = field(default_factory=dict)
+    subs: dict[str, dict[int, int]] = field(default_factory=dict)
+
+
+@dataclass
+class Sample:
+    """The arrays of one record.
+
+    `ids, subs, segs, context` have one entry a token, int32 (context int8); `rel` is the flat
+    num_segments x num_segments matrix of relations, row = query segment; `num_chars` counts the
+    characters of the predicted texts, a tag as one.
+    """
+
+    ids: np.ndarray
+    subs: np.ndarray
+    segs: np.ndarray
+    context: np.ndarray
+    rel: np.ndarray
+    num_segments: int
+    state: RecordState
+    leaves: list[Leaf]
+    num_chars: int
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class _Node(NamedTuple):
+    text: str
+    depth: int
+    path: tuple[str, ...]
+    is_leaf: bool
+    predicted: bool
+
+
+def to_arrays(
+    record: Any,
+    tokenizer: CpmBeeTokenizer,
+    *,
+    max_depth: int = 8,
+    shuffle: Shuffler | None = None,
+    state: RecordState | None = None,
+) -> Sample:
+    """Turns a record into arrays.
+
+    Args:
+        record: A dict of texts and dicts, or one text.
+        tokenizer: Cuts the texts.
+        max_depth: Steps up and down in the tree are counted up to max_depth - 1.
+        shuffle: Permutes the dicts below `<ans>`; None keeps their order.
+        state: Indexed tokens of the records before this one in the same instance.
+
+    Raises:
+        DataError: With the path inside the record: a value that is neither text nor dict, a key
+            that is not text, a tag that is not known or not closed.
+    """
+    nodes = list(_walk(record, shuffle))
+    table = dict(state.table) if state else {}
+    subs_of = {base: dict(known) for base, known in state.subs.items()} if state else {}
+    ids: list[int] = []
+    indexed: list[tuple[int, int]] = []
+    lengths = []
+    num_chars = 0
+    for node in nodes:
+        body, table = _encode(node, tokenizer, table)
+        start = len(ids)
+        ids.append(tokenizer.bos_id)
+        ids += body
+        if node.predicted:
+            num_chars += _characters(node.text, tokenizer)
+        else:
+            ids.append(tokenizer.eos_id)
+        lengths.append(len(ids) - start)
+        if not table:
+            continue
+        for position, token in enumerate(body, start + 1):
+            if token >= tokenizer.vocab_size:
+                base = _base(table[token], node, tokenizer)
+                known = subs_of.setdefault(base, {})
+                sub = known.setdefault(token, len(known))
+                ids[position] = tokenizer.token_to_id[base]
+                if sub:
+                    indexed.append((position, sub))
+    return Sample(
+        ids=np.array(ids, np.int32),
+        subs=_scatter(len(ids), indexed),
+        segs=np.repeat(np.arange(len(nodes), dtype=np.int32), lengths),
+        context=np.repeat(np.array([not n.predicted for n in nodes], np.int8), lengths),
+        rel=relations(tuple(n.depth for n in nodes), max_depth),
+        num_segments=len(nodes),
+        state=RecordState(table, subs_of),
+        leaves=[Leaf(i, n.path, n.predicted) for i, n in enumerate(nodes) if n.is_leaf],
+        num_chars=num_chars,
+    )
+
+
+def relations(depths: tuple[int, ...], max_depth: int) -> np.ndarray:
+    """Flat matrix of relations between the segments of a tree.
+
+    For two segments with lowest common ancestor c: up = steps from the query segment to c,
+    down = steps from c to the key segment; the value is up * max_depth + down + 1, and 0 for a
+    segment with itself.
+
+    Args:
+        depths: Depth of each segment in pre-order, which determines the tree.
+        max_depth: Steps are clipped to max_depth - 1.
+    """
+    if len(depths) <= _CACHED_SEGMENTS:
+        return _cached_relations(depths, max_depth)
+    return _relations(depths, max_depth)
+
+
+def _relations(depths: tuple[int, ...], max_depth: int) -> np.ndarray:
+    num = len(depths)
+    # Column k holds the ancestor at depth k; below a node, a number that no other node has.
+    ancestors = np.repeat(-1 - np.arange(num), max(depths) + 1).reshape(num, -1)
+    path: list[int] = []
+    for node, depth in enumerate(depths):
+        path[depth:] = [node]
+        ancestors[node, : depth + 1] = path
+    common = np.full((num, num), -1)
+    for ancestor in ancestors.T:
+        common += ancestor[:, None] == ancestor[None, :]
+    own = np.array(depths)
+    up = np.minimum(own[:, None] - common, max_depth - 1)
+    down = np.minimum(own[None, :] - common, max_depth - 1)
+    rel = up * max_depth + down + 1
+    np.fill_diagonal(rel, 0)
+    return rel.astype(np.int32).ravel()
+
+
+@lru_cache(maxsize=1024)
+def _cached_relations(depths: tuple[int, ...], max_depth: int) -> np.ndarray:
+    rel = _relations(depths, max_depth)
+    rel.setflags(write=False)
+    return rel
+
+
+def _walk(record: Any, shuffle: Shuffler | None) -> Iterator[_Node]:
+    yield _Node(ROOT, 0, (), False, False)
+    yield from _visit(record, 1, (), shuffle)
+
+
+def _visit(
+    value: Any, depth: int, path: tuple[str, ...], shuffle: Shuffler | None
+) -> Iterator[_Node]:
+    inside = bool(path) and path[0] == ANSWER
+    if isinstance(value, str):
+        yield _Node(value, depth, path, True, inside)
+        return
+    if not isinstance(value, Mapping):
+        raise DataError(f"{_name(path)} is {_kind(value)}; expected text or an object of texts")
+    items = list(value.items())
+    if inside and shuffle is not None:
+        order = np.arange(len(items))
+        shuffle.shuffle(order)
+        items = [items[i] for i in order]
+    for key, child in items:
+        if not isinstance(key, str):
+            raise DataError(f"{_name(path)} has the key {key!r}, {_kind(key)}; expected text")
+        yield _Node(key, depth, path, False, False)
+        yield from _visit(child, depth + 1, (*path, key), shuffle)
+
+
+def _encode(
+    node: _Node, tokenizer: CpmBeeTokenizer, table: dict[int, str]
+) -> tuple[list[int], dict[int, str]]:
+    try:
+        return tokenizer.encode(node.text, table)
+    except UserError as error:
+        raise DataError(f"{_place(node)}: {error}") from None
+
+
+def _base(text: str, node: _Node, tokenizer: CpmBeeTokenizer) -> str:
+    """The vocabulary entry that an indexed token is a numbered form of."""
+    if not (text.startswith("<") and text.endswith(">")):
+        return "<unk>"
+    base = "<" + text[1:-1].split("_", 1)[0] + ">"
+    if base not in tokenizer.token_to_id:
+        known = " ".join(tokenizer.special_tokens)
+        raise DataError(
+            f"{_place(node)}: unknown tag {text}; accepted: {known}, or one of these with a "
+            "suffix like <mask_0>; a literal '<' is written '<<'"
+        )
+    return base
+
+
+def _characters(text: str, tokenizer: CpmBeeTokenizer) -> int:
+    if "<" not in text:
+        return len(text)
+    return sum(1 if t.is_special else len(t.text) for t in tokenizer.tokenize(text))
+
+
+def _scatter(length: int, indexed: list[tuple[int, int]]) -> np.ndarray:
+    subs = np.zeros(length, np.int32)
+    for position, sub in indexed:
+        subs[position] = sub
+    return subs
+
+
+def _place(node: _Node) -> str:
+    return _name(node.path) if node.is_leaf else f"the key {node.text!r} of {_name(node.path)}"
+
+
+def _name(path: tuple[str, ...]) -> str:
+    return ".".join(("record", *path))
+
+
+def _kind(value: Any) -> str:
+    names = {list: "a list", tuple: "a list", bool: "true or false", int: "a number"}
+    names |= {float: "a number", type(None): "null"}
+    return names.get(type(value), f"a {type(value).__name__}")

@@ -1,0 +1,339 @@
+"""Packs instances into rows of a fixed length and rows into batches of a fixed shape.
+
+A row holds several instances side by side; `spans` tells them apart, and nothing attends across
+spans.
+
+The compiled boundary of a training step is COLUMNS, all int32, in this order:
+  ids, subs, context, sample_ids, segment_ids, spans, num_segments, rel_offset   [B, S]
+  length [B]; segment_rel [B, R]; target_pos, targets [B, T]; ext_ids, ext_sub [E]; num_ext [1]
+Unused places are 0, in `targets` IGNORE. The classes from vocab_size + num_ext on do not exist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from mindplm.data.instances import Instance
+from mindplm.errors import DataError
+
+IGNORE = -100
+"""Label of a position that has no target."""
+TOKEN_COLUMNS = ("ids", "subs", "context", "sample_ids", "segment_ids", "spans", "num_segments",
+                 "rel_offset")  # fmt: skip
+COLUMNS = (*TOKEN_COLUMNS, "length", "segment_rel", "target_pos", "targets", "ext_ids", "ext_sub",
+           "num_ext")  # fmt: skip
+PLACEHOLDER = (0, 1)
+"""Pair that stands in the extension table of a batch without indexed tokens."""
+GOLDEN_NAMES = {
+    "ids": "inputs",
+    "subs": "inputs_sub",
+    "rel_offset": "segment_rel_offset",
+    "targets": "target",
+}
+
+
+class Marks(Protocol):
+    """The part of a tokenizer that targets depend on."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of base classes."""
+
+    @property
+    def bos_id(self) -> int:
+        """Begins every segment."""
+
+    @property
+    def eos_id(self) -> int:
+        """Is predicted at the end of a predicted segment."""
+
+
+class RowShape(NamedTuple):
+    """The fixed sizes of a batch: tokens, relation values, extension classes, targets."""
+
+    seq_len: int
+    max_rel: int
+    max_ext: int
+    max_targets: int
+
+
+@dataclass
+class Row:
+    """One packed row: int32 arrays with an entry per token, and per row or span where said.
+
+    `segment_rel` holds the relation matrices of all samples, `task_ids` one number a span.
+    """
+
+    ids: np.ndarray
+    subs: np.ndarray
+    context: np.ndarray
+    sample_ids: np.ndarray
+    segment_ids: np.ndarray
+    spans: np.ndarray
+    num_segments: np.ndarray
+    rel_offset: np.ndarray
+    segment_rel: np.ndarray
+    task_ids: np.ndarray
+    num_chars: int = 0
+    raw: list[Any] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def num_targets(self) -> int:
+        """Positions that predict something."""
+        return len(self) - int(np.count_nonzero(self.context))
+
+
+class _OpenRow:
+    """Instances that share a row, and the room they take."""
+
+    def __init__(self) -> None:
+        self.instances: list[Instance] = []
+        self.used = RowShape(0, 0, 0, 0)
+        self.subs: dict[int, int] = {}
+
+    def with_instance(self, instance: Instance) -> RowShape:
+        """The room that the row would take."""
+        return RowShape(
+            self.used.seq_len + len(instance),
+            self.used.max_rel + len(instance.segment_rel),
+            sum(self._merged(instance).values()),
+            self.used.max_targets + instance.num_targets,
+        )
+
+    def add(self, instance: Instance) -> None:
+        self.used = self.with_instance(instance)
+        self.subs = self._merged(instance)
+        self.instances.append(instance)
+
+    def _merged(self, instance: Instance) -> dict[int, int]:
+        # The subs of one base start at 1 without gaps, so the largest is their number.
+        return _largest(self.subs, instance.largest_subs)
+
+    def close(self) -> Row:
+        names = ("ids", "subs", "context", "sample_ids", "segment_ids", "num_segments")
+        joined = {name: _join(getattr(i, name) for i in self.instances) for name in names}
+        lengths = [len(i) for i in self.instances]
+        starts = np.cumsum([0] + [len(i.segment_rel) for i in self.instances[:-1]])
+        offsets = [i.rel_offset + start for i, start in zip(self.instances, starts)]
+        return Row(
+            **joined,
+            rel_offset=_join(offsets),
+            spans=np.repeat(np.arange(len(lengths), dtype=np.int32), lengths),
+            segment_rel=_join(i.segment_rel for i in self.instances),
+            task_ids=np.array([i.task for i in self.instances], np.int32),
+            num_chars=sum(i.num_chars for i in self.instances),
+            raw=[i.raw for i in self.instances],
+        )
+
+
+class Packer:
+    """Puts each instance into the open row with the least sufficient room.
+
+    When more than num_rows rows are open, the first num_rows come out as a batch and the newest
+    stays open.
+
+    Args:
+        num_rows: Rows of a batch.
+        shape: Limits of a row; a limit of 0 (all but seq_len) means none.
+    """
+
+    def __init__(self, num_rows: int, shape: RowShape):
+        self.num_rows = num_rows
+        self.shape = shape
+        self._limits = RowShape(*(limit or 2**62 for limit in shape))
+        self._open: list[_OpenRow] = []
+
+    def misfit(self, instance: Instance) -> str | None:
+        """Why an instance does not fit into an empty row, or None."""
+        used = _OpenRow().with_instance(instance)
+        for name, need, limit in zip(RowShape._fields, used, self._limits):
+            if need > limit:
+                return f"{_WHAT[name].format(need)}, {name} is {limit}"
+        return None
+
+    def add(self, instance: Instance) -> list[Row]:
+        """Takes an instance; returns the rows of a batch, or an empty list.
+
+        Raises:
+            DataError: The instance does not fit into an empty row.
+        """
+        reason = self.misfit(instance)
+        if reason:
+            raise DataError(f"record has {reason}")
+        best: _OpenRow | None = None
+        for row in self._open:
+            if best is not None and row.used.seq_len <= best.used.seq_len:
+                continue
+            if self._fits(row, instance):
+                best = row
+        if best is None:
+            best = _OpenRow()
+            self._open.append(best)
+        best.add(instance)
+        if len(self._open) <= self.num_rows:
+            return []
+        closed, self._open = self._open[:-1], self._open[-1:]
+        return [row.close() for row in closed]
+
+    def flush(self) -> list[Row]:
+        """Closes the rows that are open."""
+        closed, self._open = self._open, []
+        return [row.close() for row in closed]
+
+    def _fits(self, row: _OpenRow, instance: Instance) -> bool:
+        if row.used.seq_len + len(instance) > self.shape.seq_len:
+            return False
+        return all(n <= limit for n, limit in zip(row.with_instance(instance), self._limits))
+
+
+_WHAT = {
+    "seq_len": "{} tokens",
+    "max_rel": "{} relations between segments",
+    "max_ext": "{} numbered or unknown tokens",
+    "max_targets": "{} predicted tokens",
+}
+
+
+def _largest(left: Mapping[int, int], right: Mapping[int, int]) -> dict[int, int]:
+    merged = dict(left)
+    for base, sub in right.items():
+        merged[base] = max(sub, merged.get(base, 0))
+    return merged
+
+
+def _join(arrays: Iterable[np.ndarray]) -> np.ndarray:
+    return np.concatenate(list(arrays)).astype(np.int32, copy=False)
+
+
+def row_pairs(ids: np.ndarray, subs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct (id, sub) with sub > 0, in order of first appearance."""
+    at = np.flatnonzero(subs)
+    pairs = dict.fromkeys(zip(ids[at].tolist(), subs[at].tolist()))
+    table = np.array(list(pairs), np.int32).reshape(-1, 2)
+    return table[:, 0], table[:, 1]
+
+
+def merge_pairs(
+    tables: Iterable[tuple[np.ndarray, np.ndarray]],
+) -> tuple[np.ndarray, np.ndarray]:
+    """The extension table of rows whose pairs are given, in the order of the rows."""
+    pairs: dict[tuple[int, int], None] = {}
+    for ids, subs in tables:
+        pairs.update(dict.fromkeys(zip(ids.tolist(), subs.tolist())))
+    table = np.array(list(pairs) or [PLACEHOLDER], np.int32)
+    return table[:, 0], table[:, 1]
+
+
+def ext_table(rows: Iterable[Row]) -> tuple[np.ndarray, np.ndarray]:
+    """The extension table of a batch: its indexed tokens with sub > 0, or the placeholder."""
+    return merge_pairs(row_pairs(row.ids, row.subs) for row in rows)
+
+
+def row_targets(row: Row, ext: tuple[np.ndarray, np.ndarray], marks: Marks) -> np.ndarray:
+    """The class that each position predicts, IGNORE where none."""
+    classes = row.ids.copy()
+    predicted = row.context == 0
+    index = {pair: i for i, pair in enumerate(zip(ext[0].tolist(), ext[1].tolist()))}
+    for i in np.flatnonzero((row.subs > 0) & predicted):
+        classes[i] = marks.vocab_size + index[int(row.ids[i]), int(row.subs[i])]
+    following = np.full(len(row), marks.eos_id, np.int32)
+    begins = row.ids[1:] == marks.bos_id
+    following[:-1] = np.where(begins, marks.eos_id, classes[1:])
+    return np.where(predicted, following, IGNORE).astype(np.int32)
+
+
+def collate(
+    rows: Sequence[Row],
+    *,
+    num_rows: int,
+    shape: RowShape,
+    marks: Marks,
+    ext: tuple[np.ndarray, np.ndarray] | None = None,
+) -> dict[str, np.ndarray]:
+    """Rows to COLUMNS; missing rows are empty.
+
+    Args:
+        rows: At most num_rows rows.
+        num_rows: B.
+        shape: S, R, E and T.
+        marks: Usually the tokenizer.
+        ext: Extension table of the global batch; None: that of these rows.
+
+    Raises:
+        DataError: Something does not fit.
+    """
+    ext = ext_table(rows) if ext is None else ext
+    columns = _empty_columns(num_rows, shape)
+    _fit("rows", len(rows), num_rows)
+    for i, row in enumerate(rows):
+        _fit("seq_len", len(row), shape.seq_len)
+        for name in TOKEN_COLUMNS:
+            columns[name][i, : len(row)] = getattr(row, name)
+        columns["length"][i] = len(row)
+        _put(columns["segment_rel"][i], row.segment_rel, "max_rel")
+        _put_targets(columns, i, row_targets(row, ext, marks))
+    _put_ext(columns, *ext)
+    return columns
+
+
+def columns_from_batch(
+    inputs: Mapping[str, np.ndarray], *, max_rel: int, max_ext: int, max_targets: int
+) -> dict[str, np.ndarray]:
+    """A batch of variable sizes, with the original's field names, to COLUMNS.
+
+    Args:
+        inputs: Token fields [B, S] with `target`, `length` [B], `segment_rel` [B, any],
+            `ext_ids` and `ext_sub` [any].
+        max_rel: R.
+        max_ext: E.
+        max_targets: T.
+    """
+    num_rows, seq_len = inputs["inputs"].shape
+    columns = _empty_columns(num_rows, RowShape(seq_len, max_rel, max_ext, max_targets))
+    for name in (*TOKEN_COLUMNS, "length"):
+        columns[name][:] = inputs[GOLDEN_NAMES.get(name, name)]
+    for i in range(num_rows):
+        _put(columns["segment_rel"][i], inputs["segment_rel"][i], "max_rel")
+        _put_targets(columns, i, inputs[GOLDEN_NAMES["targets"]][i])
+    _put_ext(columns, inputs["ext_ids"], inputs["ext_sub"])
+    return columns
+
+
+def _empty_columns(num_rows: int, shape: RowShape) -> dict[str, np.ndarray]:
+    sizes: dict[str, tuple[int, ...]] = dict.fromkeys(TOKEN_COLUMNS, (num_rows, shape.seq_len))
+    sizes |= {"length": (num_rows,), "segment_rel": (num_rows, shape.max_rel)}
+    sizes |= dict.fromkeys(("target_pos", "targets"), (num_rows, shape.max_targets))
+    sizes |= dict.fromkeys(("ext_ids", "ext_sub"), (shape.max_ext,))
+    sizes["num_ext"] = (1,)
+    columns = {name: np.zeros(sizes[name], np.int32) for name in COLUMNS}
+    columns["targets"][:] = IGNORE
+    return columns
+
+
+def _put(place: np.ndarray, values: np.ndarray, limit: str) -> None:
+    _fit(limit, len(values), len(place))
+    place[: len(values)] = values
+
+
+def _put_targets(columns: dict[str, np.ndarray], i: int, targets: np.ndarray) -> None:
+    at = np.flatnonzero(targets != IGNORE)
+    _put(columns["target_pos"][i], at, "max_targets")
+    _put(columns["targets"][i], targets[at], "max_targets")
+
+
+def _put_ext(columns: dict[str, np.ndarray], ids: np.ndarray, subs: np.ndarray) -> None:
+    _put(columns["ext_ids"], ids, "max_ext")
+    _put(columns["ext_sub"], subs, "max_ext")
+    columns["num_ext"][0] = len(ids)
+
+
+def _fit(limit: str, need: int, room: int) -> None:
+    if need > room:
+        raise DataError(f"a batch needs {limit} of at least {need}, it is {room}")

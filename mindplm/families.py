@@ -1,0 +1,121 @@
+"""THE table: what belongs to a model family, by name, loaded on first use.
+
+References are text, "module:name", so that reading the table, or a config of one family, loads
+neither MindSpore nor the other families.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mindplm import assets
+from mindplm import config as settings
+from mindplm.errors import ConfigError, VocabError
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """References to the parts of one family; `part` and the properties load them."""
+
+    title: str
+    """What it is, for people."""
+    config_ref: str
+    """Dataclass of the model section."""
+    presets_ref: str
+    """Dict of named configs."""
+    num_parameters_ref: str
+    """config -> int."""
+    shapes_ref: str
+    """config -> name -> shape."""
+    rules_ref: str
+    """config -> weight rules of the original's checkpoints."""
+    from_original_ref: str
+    """The original's config dict -> config."""
+    to_original_ref: str
+    """config -> the original's config dict."""
+    cell_ref: str
+    """The network."""
+    tokenizer_ref: str
+    """The tokenizer class."""
+
+    def part(self, name: str) -> Any:
+        """Loads one part: part("cell") is what cell_ref names."""
+        module, _, attribute = getattr(self, name + "_ref").partition(":")
+        return getattr(importlib.import_module(module), attribute)
+
+    @property
+    def config(self) -> type:
+        """Dataclass of the model section."""
+        return self.part("config")
+
+    @property
+    def presets(self) -> Mapping[str, Any]:
+        """Named configs."""
+        return self.part("presets")
+
+
+_BEE = "mindplm.models.cpm_bee.config:"
+
+FAMILIES: dict[str, Family] = {
+    "cpm_bee": Family(
+        title="CPM-Bee: nested records in, filled answers out",
+        config_ref=_BEE + "CpmBeeConfig",
+        presets_ref=_BEE + "PRESETS",
+        num_parameters_ref=_BEE + "num_parameters",
+        shapes_ref=_BEE + "parameter_shapes",
+        rules_ref=_BEE + "rules",
+        from_original_ref=_BEE + "from_openbmb",
+        to_original_ref=_BEE + "to_openbmb",
+        cell_ref="mindplm.models.cpm_bee.cell:CpmBee",
+        tokenizer_ref="mindplm.tokenizers.cpm_bee:CpmBeeTokenizer",
+    ),
+}
+
+
+def family(name: str) -> Family:
+    """The table's entry; ConfigError with what is accepted if there is none."""
+    if name not in FAMILIES:
+        raise ConfigError(f"family {name!r} is not known; accepted: {', '.join(FAMILIES)}")
+    return FAMILIES[name]
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> settings.RunConfig:
+    """Reads a run's settings; model.vocab_size=0 is replaced by the size of the vocabulary file.
+
+    Args:
+        path: YAML file.
+        overrides: `key=value` texts, later ones win.
+    """
+    config = settings.read_config(path, overrides, FAMILIES)
+    if config.model.vocab_size:
+        return config
+    size = vocab_lines(vocab_path(config.tokenizer))
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=size))
+
+
+def config_from_dict(tree: Mapping[str, Any], source: str = "settings") -> settings.RunConfig:
+    """Settings from a mapping, such as a checkpoint's run.yaml holds."""
+    return settings.from_dict(tree, FAMILIES, source)
+
+
+def model_from_dict(name: str, tree: Mapping[str, Any], source: str) -> Any:
+    """A family's model config from a mapping, such as a checkpoint's model.yaml holds."""
+    return settings.build_model(tree, family(name), settings.Source(source))
+
+
+def vocab_path(tokenizer: settings.TokenizerConfig) -> Path:
+    """The vocabulary file of a run."""
+    return Path(tokenizer.path) if tokenizer.path else assets.path(assets.DEFAULT_VOCAB)
+
+
+def vocab_lines(path: Path) -> int:
+    """Number of entries of a vocabulary file."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise VocabError(f"{path}: no such vocabulary file (tokenizer.path)") from None
+    return sum(1 for line in data.split(b"\n") if line)

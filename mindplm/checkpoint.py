@@ -24,7 +24,7 @@ from mindplm import families, files, tensors
 from mindplm.config import RunConfig
 from mindplm.errors import CheckpointError
 from mindplm.runtime import log
-from mindplm.yaml_io import dump_yaml, load_yaml
+from mindplm.yaml_io import dump_yaml, load_plain
 
 _MODEL, _RUN, _STATE = "model.yaml", "run.yaml", "train/state.json"
 _WEIGHTS, _ARRAYS = "weights", "train/arrays"
@@ -150,8 +150,8 @@ def read(folder: str | Path, *, verify: bool = True) -> Checkpoint:
         files.verify(folder)
     else:
         files.read_manifest(folder)
-    head = load_yaml(folder / _MODEL)
-    run = load_yaml(folder / _RUN) if (folder / _RUN).is_file() else None
+    head = load_plain(folder / _MODEL)
+    run = load_plain(folder / _RUN) if (folder / _RUN).is_file() else None
     return Checkpoint(
         folder=folder,
         family=head["family"],

@@ -92,7 +92,7 @@ def _chunks(arrays: Mapping[str, np.ndarray]) -> Iterator[bytes | memoryview]:
         little = np.asarray(arrays[name], order="C")
         little = little.astype(little.dtype.newbyteorder("<"), copy=False)
         if little.size:
-            yield memoryview(little.reshape(-1)).cast("B")
+            yield little.reshape(-1).view(np.uint8).data
 
 
 def read_arrays(folder: Path, stem: str) -> dict[str, np.ndarray]:

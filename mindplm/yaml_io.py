@@ -81,6 +81,14 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
     return tree
 
 
+def load_plain(path: Path) -> Any:
+    """Reads a file that `dump_yaml` wrote; values keep their types."""
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read back: {error}") from error
+
+
 def _neighbours(path: Path) -> str:
     folder = path.parent
     if not folder.is_dir():

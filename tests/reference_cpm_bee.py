@@ -6,10 +6,12 @@ Weights and config carry the OpenBMB names. float32 by default; float64 for fine
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, Optional
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from safetensors.numpy import load_file
 
 LAYER = "encoder.layers.{}."
 ATTENTION = LAYER + "self_att.self_attention."
@@ -124,9 +126,7 @@ class Reference:
     def training(self, batch: Mapping[str, np.ndarray]) -> tuple[list[np.ndarray], np.ndarray]:
         """States and logits of a packed batch with the names of the golden inputs."""
         where = _fields(batch, np.arange(batch["inputs"].shape[1]))
-        context, sample, span = (
-            np.asarray(batch[n]) for n in ("context", "sample_ids", "spans")
-        )
+        context, sample, span = (np.asarray(batch[n]) for n in ("context", "sample_ids", "spans"))
         order = np.arange(context.shape[1])
         real = order < batch["length"][:, None]
         keep = real[:, :, None] & real[:, None] & (span[:, :, None] == span[:, None])
@@ -156,7 +156,9 @@ class ReferenceNetwork:
         logits, kept, _ = self.prefill(*columns)
         spread = []
         for array in (a for pair in kept for a in pair):
-            rest = np.zeros((len(rows), array.shape[1], len(room) - array.shape[2], self.model.width))
+            rest = np.zeros(
+                (len(rows), array.shape[1], len(room) - array.shape[2], self.model.width)
+            )
             spread.append(np.concatenate([array[rows], rest.astype(array.dtype)], 2))
         return logits[:, -1], spread
 
@@ -225,9 +227,6 @@ def _fields(batch: Mapping[str, np.ndarray], positions: np.ndarray) -> dict[str,
     return fields
 
 
-def read_safetensors(path, names: Optional[Sequence[str]] = None) -> dict[str, np.ndarray]:
+def read_safetensors(path: Path) -> dict[str, np.ndarray]:
     """Arrays of a safetensors file."""
-    from safetensors.numpy import load_file
-
-    arrays = load_file(str(path))
-    return arrays if names is None else {name: arrays[name] for name in names}
+    return load_file(str(path))

@@ -133,7 +133,7 @@ class SourceReader:
         if not self._needs_text:
             keys = ", ".join(item.fields) or "none"
             return Problem(item.place, "no <ans>", f"record without {ANSWER} (keys: {keys})")
-        text = item.fields.get(self._text_field, item.fields.get("text"))
+        text = item.fields.get(self._text_field)
         if text is None:
             keys = ", ".join(item.fields) or "none"
             message = f"no text under {self._text_field!r} (keys: {keys})"

@@ -13,7 +13,7 @@ class _Start(nn.Cell):
     """Reads the prompts and spreads their keys and values over the rows of a longer cache."""
 
     def __init__(self, prefill: nn.Cell):
-        super().__init__()
+        super().__init__(auto_prefix=False)
         self.prefill = prefill
 
     def construct(self, rows_r, room_s, *columns):
@@ -32,7 +32,7 @@ class _Step(nn.Cell):
     """One token of every row; logits in fp32 so that they can leave the device."""
 
     def __init__(self, step: nn.Cell):
-        super().__init__()
+        super().__init__(auto_prefix=False)
         self.step = step
 
     def construct(self, *columns):

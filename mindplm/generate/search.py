@@ -192,8 +192,9 @@ class _Hypotheses:
 class BeamSearch:
     """The beam search of CPM-Bee.
 
-    After each `advance`, `candidate_scores` and `candidates` hold the 2 x beams best continuations
-    of every sentence, best first; a candidate is beam * number of classes + class.
+    `done` tells which sentences are finished. After each `advance`, `candidate_scores` and
+    `candidates` hold the 2 x beams best continuations of every sentence, best first (of no meaning
+    for finished ones); a candidate is beam * number of classes + class.
 
     Args:
         plan: The batch.
@@ -227,7 +228,7 @@ class BeamSearch:
         self._totals[:, 0] = 0
         self._written: list[_Written | None] = [None] * (num * beams)
         self._finished = [_Hypotheses(beams, length_penalty) for _ in range(num)]
-        self._done = [False] * num
+        self.done = [False] * num
         self._step = 0
         self.candidate_scores = np.zeros((num, 0), np.float32)
         self.candidates = np.zeros((num, 0), np.int64)
@@ -241,15 +242,15 @@ class BeamSearch:
         scores = log_softmax(self._rows.scores(logits, self._penalty, self._window))
         num_classes = scores.shape[1]
         scores += self._totals.reshape(-1, 1)
-        flat = scores.reshape(len(self._done), -1)
+        flat = scores.reshape(len(self.done), -1)
         self.candidate_scores, self.candidates = best_of(flat, 2 * self._beams)
         parents = np.arange(len(scores))
         chosen: list[tuple[int, int]] = []
         written = list(self._written)
         for sentence, finished in enumerate(self._finished):
             totals = self.candidate_scores[sentence]
-            done = self._done[sentence] or finished.is_done(float(totals[0]), self._step)
-            self._done[sentence] = done
+            done = self.done[sentence] or finished.is_done(float(totals[0]), self._step)
+            self.done[sentence] = done
             if done:
                 continue
             for beam, (total, row, token) in enumerate(self._walk(sentence, num_classes)):
@@ -258,7 +259,7 @@ class BeamSearch:
                 self._totals[sentence, beam] = total
                 written[target] = self._extend(row, token)
                 chosen.append((target, token))
-        if self._step == self._last_step or all(self._done):
+        if self._step == self._last_step or all(self.done):
             return None
         self._rows.reorder(parents)
         for target, token in chosen:

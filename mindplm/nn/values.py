@@ -1,0 +1,48 @@
+"""Values of a cell's parameters, to and from NumPy arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, Tensor, nn
+
+from mindplm.errors import CheckpointError
+
+
+def to_arrays(parameters: Iterable[Parameter]) -> dict[str, np.ndarray]:
+    """Name to array; bfloat16, which NumPy lacks, comes out as fp32 of the same values."""
+    arrays = {}
+    for item in parameters:
+        value = item.astype(ms.float32) if item.dtype == ms.bfloat16 else item
+        arrays[item.name] = value.asnumpy()
+    return arrays
+
+
+def from_arrays(
+    parameters: Iterable[Parameter], arrays: Mapping[str, np.ndarray], source: str
+) -> None:
+    """Sets every parameter from the array of its name, cast to its own type.
+
+    Raises:
+        CheckpointError: Names or shapes differ; the first ones are listed.
+    """
+    wanted = {item.name: item for item in parameters}
+    missing, extra = sorted(set(wanted) - set(arrays)), sorted(set(arrays) - set(wanted))
+    if missing or extra:
+        raise CheckpointError(
+            f"{source}: {len(missing)} tensors are missing {missing[:4]}, "
+            f"{len(extra)} have no place {extra[:4]}"
+        )
+    for name, item in wanted.items():
+        if tuple(arrays[name].shape) != tuple(item.shape):
+            raise CheckpointError(
+                f"{source}: {name} has shape {tuple(arrays[name].shape)}, expected {item.shape}"
+            )
+        item.set_data(Tensor(np.ascontiguousarray(arrays[name])).astype(item.dtype))
+
+
+def load_model(model: nn.Cell, arrays: Mapping[str, np.ndarray], source: str) -> None:
+    """`from_arrays` for all parameters of a model."""
+    from_arrays(model.get_parameters(), arrays, source)

@@ -15,9 +15,12 @@ from mindplm.errors import ConfigError
 from mindplm.strict import (
     Source,
     apply_overrides,
+    at_least,
+    between,
     build,
     describe,
     key_paths,
+    require,
     suggest,
     to_plain,
 )
@@ -34,23 +37,6 @@ class ModelType(Protocol):
     @property
     def presets(self) -> Mapping[str, Any]:
         """Named instances of it."""
-
-
-def _require(fact: bool, message: str) -> None:
-    if not fact:
-        raise ConfigError(message)
-
-
-def _at_least(section: str, config: Any, **limits: float) -> None:
-    for name, limit in limits.items():
-        value = getattr(config, name)
-        _require(value >= limit, f"{section}.{name}={value}, expected >= {limit}")
-
-
-def _between(section: str, config: Any, low: float, high: float, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        _require(low <= value < high, f"{section}.{name}={value}, expected {low} <= value < {high}")
 
 
 @dataclass(frozen=True)
@@ -79,7 +65,7 @@ class RuntimeConfig:
     """Folder that keeps compiled graphs between runs; empty: none."""
 
     def __post_init__(self) -> None:
-        _at_least("runtime", self, seed=0, threads=0)
+        at_least("runtime", self, seed=0, threads=0)
 
 
 @dataclass(frozen=True)
@@ -94,14 +80,15 @@ class SourceConfig:
     weight: float = 1.0
     """How often a document of it is used, relative to the other sources."""
     tasks: dict[str, float] = field(default_factory=lambda: {"lm": 1.0, "infill": 1.0})
-    """Weight of each way to make records of a text: lm, infill; record: lines are records."""
+    """Weight of each way to make records of a text (lm: cut in two, write: all of it,
+    infill: blanks), or record: lines are records."""
     text_field: str = "text"
     """Key of the text in JSON lines."""
 
     def __post_init__(self) -> None:
-        _require(self.path != "", "data: a source has an empty path")
-        _require(self.weight > 0, f"data: weight={self.weight} of {self.path}, expected > 0")
-        _require(
+        require(self.path != "", "data: a source has an empty path")
+        require(self.weight > 0, f"data: weight={self.weight} of {self.path}, expected > 0")
+        require(
             min(self.tasks.values(), default=-1) >= 0 and sum(self.tasks.values()) > 0,
             f"data: tasks={self.tasks} of {self.path}, expected at least one weight > 0, none < 0",
         )
@@ -129,10 +116,10 @@ class DataConfig:
     """Differently drawn records made of each document."""
 
     def __post_init__(self) -> None:
-        _require(len(self.train) > 0, "data.train is empty, expected at least one source")
-        _require(self.folder != "", "data.folder is empty, expected a folder")
-        _at_least("data", self, seq_len=8, max_rel=0, max_ext=1, max_targets=0, repeat=1)
-        _require(
+        require(len(self.train) > 0, "data.train is empty, expected at least one source")
+        require(self.folder != "", "data.folder is empty, expected a folder")
+        at_least("data", self, seq_len=8, max_rel=0, max_ext=1, max_targets=0, repeat=1)
+        require(
             self.max_targets <= self.seq_len,
             f"data.max_targets={self.max_targets}, expected at most data.seq_len={self.seq_len}",
         )
@@ -166,15 +153,15 @@ class OptimConfig:
     """Largest global norm of the gradient; 0: no clipping."""
 
     def __post_init__(self) -> None:
-        _require(self.lr > 0, f"optim.lr={self.lr}, expected > 0")
-        _require(self.eps > 0, f"optim.eps={self.eps}, expected > 0")
-        _between("optim", self, 0, 1, "beta1", "beta2")
-        _at_least("optim", self, weight_decay=0, warmup_steps=0, clip_norm=0)
-        _require(
+        require(self.lr > 0, f"optim.lr={self.lr}, expected > 0")
+        require(self.eps > 0, f"optim.eps={self.eps}, expected > 0")
+        between("optim", self, 0, 1, "beta1", "beta2")
+        at_least("optim", self, weight_decay=0, warmup_steps=0, clip_norm=0)
+        require(
             0 <= self.min_lr_ratio <= 1,
             f"optim.min_lr_ratio={self.min_lr_ratio}, expected 0 <= value <= 1",
         )
-        _require(
+        require(
             self.schedule != "noam" or self.warmup_steps > 0,
             "optim.schedule=noam needs optim.warmup_steps >= 1, got 0",
         )
@@ -205,10 +192,10 @@ class TrainConfig:
     anew, refused if there is one; or the folder of a checkpoint to go on from."""
 
     def __post_init__(self) -> None:
-        _require(self.output != "", "train.output is empty, expected a folder")
-        _require(self.resume != "", "train.resume is empty, expected auto, never or a folder")
-        _at_least("train", self, steps=1, batch_size=1, micro_batch_size=0, log_every=1)
-        _at_least("train", self, eval_every=0, save_every=0, keep_last=0)
+        require(self.output != "", "train.output is empty, expected a folder")
+        require(self.resume != "", "train.resume is empty, expected auto, never or a folder")
+        at_least("train", self, steps=1, batch_size=1, micro_batch_size=0, log_every=1)
+        at_least("train", self, eval_every=0, save_every=0, keep_last=0)
 
 
 @dataclass(frozen=True)
@@ -235,16 +222,16 @@ class GenerateConfig:
     """Lengths that prompts are padded to; one graph is compiled for each that occurs."""
 
     def __post_init__(self) -> None:
-        _at_least("generate", self, max_new_tokens=1, beams=1, temperature=0, top_k=0)
-        _at_least("generate", self, repetition_penalty=1, repetition_window=0)
-        _require(0 < self.top_p <= 1, f"generate.top_p={self.top_p}, expected 0 < value <= 1")
-        _require(
+        at_least("generate", self, max_new_tokens=1, beams=1, temperature=0, top_k=0)
+        at_least("generate", self, repetition_penalty=1, repetition_window=0)
+        require(0 < self.top_p <= 1, f"generate.top_p={self.top_p}, expected 0 < value <= 1")
+        require(
             self.temperature == 0 or self.beams == 1,
             f"generate.temperature={self.temperature} samples, it needs generate.beams=1, "
             f"got {self.beams}",
         )
         rising = all(a < b for a, b in zip((0, *self.buckets), self.buckets))
-        _require(
+        require(
             bool(self.buckets) and rising,
             f"generate.buckets={list(self.buckets)}, expected rising lengths > 0",
         )
@@ -258,7 +245,7 @@ class ParallelConfig:
     """Devices that each take a share of every batch."""
 
     def __post_init__(self) -> None:
-        _at_least("parallel", self, data=1)
+        at_least("parallel", self, data=1)
 
 
 @dataclass(frozen=True)
@@ -281,14 +268,14 @@ class RunConfig:
         batch, data = self.train.batch_size, self.parallel.data
         micro = self.train.micro_batch_size or 1
         per_pass = micro * data
-        _require(
+        require(
             batch % per_pass == 0,
             f"train.batch_size={batch} is not a multiple of train.micro_batch_size x "
             f"parallel.data = {micro} x {data} = {per_pass}; "
             f"nearest: {batch // per_pass * per_pass or per_pass}",
         )
         max_len = getattr(self.model, "max_len", None)
-        _require(
+        require(
             max_len is None or self.data.seq_len <= max_len,
             f"data.seq_len={self.data.seq_len}, expected at most model.max_len={max_len}",
         )
@@ -327,10 +314,13 @@ def read_config(
 
 
 def from_dict(
-    tree: Mapping[str, Any], model_types: Mapping[str, ModelType], source: str = "settings"
+    tree: Mapping[str, Any],
+    model_types: Mapping[str, ModelType],
+    source: str = "settings",
+    overrides: Sequence[str] = (),
 ) -> RunConfig:
     """Builds a run's settings from a mapping such as `to_dict` gives."""
-    return _from_tree(dict(tree), model_types, source, ())
+    return _from_tree(apply_overrides(tree, overrides), model_types, source, tuple(overrides))
 
 
 def _from_tree(
@@ -383,3 +373,16 @@ def to_dict(config: Any) -> dict[str, Any]:
 def dump(config: Any) -> str:
     """All settings as YAML text that `read_config` reads back."""
     return dump_yaml(to_dict(config))
+
+
+def arithmetic(config: RunConfig) -> list[str]:
+    """What follows from the settings, with the calculation, for people."""
+    train, data = config.train, config.parallel.data
+    return [
+        f"accumulation: batch_size / micro_batch_size / devices = {train.batch_size} / "
+        f"{config.micro_batch_size} / {data} = {config.accumulation}",
+        f"tokens per step: batch_size x seq_len = {train.batch_size} x {config.data.seq_len} = "
+        f"{config.tokens_per_step:,}",
+        f"tokens of the run: {config.tokens_per_step:,} x {train.steps:,} steps = "
+        f"{config.tokens_per_step * train.steps:,}",
+    ]

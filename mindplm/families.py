@@ -39,6 +39,10 @@ class Family:
     """config -> the original's config dict."""
     cell_ref: str
     """The network."""
+    loss_ref: str
+    """The training network: network -> cell of the columns that gives (loss sum, count)."""
+    shared_columns_ref: str
+    """Names of the columns that belong to the whole batch and are not cut into micro-batches."""
     tokenizer_ref: str
     """The tokenizer class."""
 
@@ -71,6 +75,8 @@ FAMILIES: dict[str, Family] = {
         from_original_ref=_BEE + "from_openbmb",
         to_original_ref=_BEE + "to_openbmb",
         cell_ref="mindplm.models.cpm_bee.cell:CpmBee",
+        loss_ref="mindplm.models.cpm_bee.cell:CpmBeeLoss",
+        shared_columns_ref=_BEE + "SHARED_COLUMNS",
         tokenizer_ref="mindplm.tokenizers.cpm_bee:CpmBeeTokenizer",
     ),
 }
@@ -97,9 +103,11 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> settings.Run
     return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=size))
 
 
-def config_from_dict(tree: Mapping[str, Any], source: str = "settings") -> settings.RunConfig:
+def config_from_dict(
+    tree: Mapping[str, Any], source: str = "settings", overrides: Sequence[str] = ()
+) -> settings.RunConfig:
     """Settings from a mapping, such as a checkpoint's run.yaml holds."""
-    return settings.from_dict(tree, FAMILIES, source)
+    return settings.from_dict(tree, FAMILIES, source, overrides)
 
 
 def model_from_dict(name: str, tree: Mapping[str, Any], source: str) -> Any:

@@ -308,3 +308,56 @@ def field_help(kind: type) -> dict[str, str]:
         if isinstance(following.value, ast.Constant) and isinstance(statement.target, ast.Name):
             result[statement.target.id] = " ".join(str(following.value.value).split())
     return result
+
+
+def sections(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """The dataclasses of a tree by their dotted prefix; of a list only the first."""
+    result = {prefix: tree}
+    for f in dataclasses.fields(tree):
+        value = getattr(tree, f.name)
+        if isinstance(value, list) and value and dataclasses.is_dataclass(value[0]):
+            result.update(sections(value[0], f"{prefix}{f.name}.0."))
+        elif dataclasses.is_dataclass(value):
+            result.update(sections(value, f"{prefix}{f.name}."))
+    return result
+
+
+def help_lines(tree: Any) -> list[str]:
+    """One line for each key: its value, what it means, and the words it takes if they are few."""
+    lines = []
+    for prefix, section in sections(tree).items():
+        hints = get_type_hints(type(section))
+        for name, text in field_help(type(section)).items():
+            value = getattr(section, name)
+            if not text or dataclasses.is_dataclass(value):
+                continue
+            if get_origin(hints[name]) is Literal:
+                text += f" One of: {', '.join(map(str, get_args(hints[name])))}."
+            shown = value if isinstance(value, (str, int, float, bool)) else to_plain(value)
+            if isinstance(shown, list) and any(isinstance(item, dict) for item in shown):
+                shown = describe(shown)
+            lines.append(f"{prefix}{name}={shown}  # {text}")
+    return lines
+
+
+# --- checks for __post_init__ ---------------------------------------------------------------------
+
+
+def require(fact: bool, message: str) -> None:
+    """Raises ConfigError with the message unless the fact holds."""
+    if not fact:
+        raise ConfigError(message)
+
+
+def at_least(section: str, config: Any, **limits: float) -> None:
+    """Checks fields of a section against their lowest values."""
+    for name, limit in limits.items():
+        value = getattr(config, name)
+        require(value >= limit, f"{section}.{name}={value}, expected >= {limit}")
+
+
+def between(section: str, config: Any, low: float, high: float, *names: str) -> None:
+    """Checks that fields of a section are in low <= value < high."""
+    for name in names:
+        value = getattr(config, name)
+        require(low <= value < high, f"{section}.{name}={value}, expected {low} <= value < {high}")

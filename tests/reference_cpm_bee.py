@@ -179,7 +179,7 @@ class ReferenceNetwork:
         self.shapes["step"].add(tuple(c.shape for c in (*columns, *caches)))
         ids, subs, segment_ids, positions, slot = columns[:5]
         key_positions, key_samples, key_segments, key_num_segments = columns[5:9]
-        num_segments, segment_rel, rel_offset, ext_ids, ext_sub, num_ext, parents = columns[9:]
+        num_segments, rel_offset, segment_rel, ext_ids, ext_sub, num_ext, parents = columns[9:]
         assert len(caches) == 2 * self.num_attentions
         query = {
             **{"position": positions[:, None], "sample": np.zeros_like(ids)[:, None]},
@@ -230,3 +230,34 @@ def _fields(batch: Mapping[str, np.ndarray], positions: np.ndarray) -> dict[str,
 def read_safetensors(path: Path) -> dict[str, np.ndarray]:
     """Arrays of a safetensors file."""
     return load_file(str(path))
+
+
+def random_weights(config: Mapping[str, Any], seed: int) -> dict[str, np.ndarray]:
+    """Weights with the OpenBMB names, drawn as a new model's (norms near one)."""
+    rng = np.random.default_rng(seed)
+    hidden, heads = config["dim_model"], config["num_heads"] * config["dim_head"]
+    rows = config["position_bias_num_buckets"] + config["position_bias_num_segment_buckets"]
+    weights = {
+        "input_embedding.weight": rng.normal(size=(config["vocab_size"], hidden)),
+        "position_bias.relative_attention_bias": rng.normal(size=(rows, config["num_heads"])),
+        "encoder.output_layernorm.weight": 1 + 0.1 * rng.normal(size=hidden),
+    }
+    masks = config.get("mask_modules") or [[False, False]] * config["num_layers"]
+    for layer, (no_attention, no_ffn) in enumerate(masks):
+        prefix = LAYER.format(layer)
+        if not no_attention:
+            name = prefix + "self_att.layernorm_before_attention.weight"
+            weights[name] = 1 + 0.1 * rng.normal(size=hidden)
+            for part in ("project_q", "project_k", "project_v"):
+                name = ATTENTION.format(layer) + part + ".weight"
+                weights[name] = rng.normal(size=(heads, hidden))
+            name = ATTENTION.format(layer) + "attention_out.weight"
+            weights[name] = rng.normal(size=(hidden, heads))
+        if not no_ffn:
+            name = prefix + "ffn.layernorm_before_ffn.weight"
+            weights[name] = 1 + 0.1 * rng.normal(size=hidden)
+            for part in ("w_in.w_0", "w_in.w_1"):
+                name = f"{prefix}ffn.ffn.{part}.weight"
+                weights[name] = rng.normal(size=(config["dim_ff"], hidden))
+            weights[prefix + "ffn.ffn.w_out.weight"] = rng.normal(size=(hidden, config["dim_ff"]))
+    return {name: array.astype(np.float32) for name, array in weights.items()}

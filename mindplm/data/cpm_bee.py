@@ -25,6 +25,18 @@ ROOT = "<root>"
 _CACHED_SEGMENTS = 64
 
 
+class RecordError(DataError):
+    """A record that cannot be used: `reason` is a short name of why, to count by.
+
+    `too_big` tells that a smaller one of its kind could be used.
+    """
+
+    def __init__(self, reason: str, message: str, *, too_big: bool = False):
+        super().__init__(message)
+        self.reason = reason
+        self.too_big = too_big
+
+
 class Shuffler(Protocol):
     """numpy.random, a RandomState or a Generator."""
 
@@ -100,7 +112,7 @@ def to_arrays(
         state: Indexed tokens of the records before this one in the same instance.
 
     Raises:
-        DataError: With the path inside the record: a value that is neither text nor dict, a key
+        RecordError: With the path inside the record: a value that is neither text nor dict, a key
             that is not text, a tag that is not known or not closed.
     """
     nodes = list(_walk(record, shuffle))
@@ -198,7 +210,8 @@ def _visit(
         yield _Node(value, depth, path, True, inside)
         return
     if not isinstance(value, Mapping):
-        raise DataError(f"{_name(path)} is {_kind(value)}; expected text or an object of texts")
+        message = f"{_name(path)} is {_kind(value)}; expected text or an object of texts"
+        raise RecordError("wrong type", message)
     items = list(value.items())
     if inside and shuffle is not None:
         order = np.arange(len(items))
@@ -206,7 +219,8 @@ def _visit(
         items = [items[i] for i in order]
     for key, child in items:
         if not isinstance(key, str):
-            raise DataError(f"{_name(path)} has the key {key!r}, {_kind(key)}; expected text")
+            message = f"{_name(path)} has the key {key!r}, {_kind(key)}; expected text"
+            raise RecordError("wrong type", message)
         yield _Node(key, depth, path, False, False)
         yield from _visit(child, depth + 1, (*path, key), shuffle)
 
@@ -215,9 +229,20 @@ def _encode(
     node: _Node, tokenizer: CpmBeeTokenizer, table: dict[int, str]
 ) -> tuple[list[int], dict[int, str]]:
     try:
+        if not node.is_leaf:
+            known = _key_ids(tokenizer, node.text)
+            if known is not None:
+                return known, table
         return tokenizer.encode(node.text, table)
     except UserError as error:
-        raise DataError(f"{_place(node)}: {error}") from None
+        raise RecordError("invalid text", f"{_place(node)}: {error}") from None
+
+
+@lru_cache(maxsize=4096)
+def _key_ids(tokenizer: CpmBeeTokenizer, key: str) -> list[int] | None:
+    """Ids of a key, the same few keys again and again; None if it has indexed tokens."""
+    ids, table = tokenizer.encode(key)
+    return None if table else ids
 
 
 def _base(text: str, node: _Node, tokenizer: CpmBeeTokenizer) -> str:
@@ -227,9 +252,10 @@ def _base(text: str, node: _Node, tokenizer: CpmBeeTokenizer) -> str:
     base = "<" + text[1:-1].split("_", 1)[0] + ">"
     if base not in tokenizer.token_to_id:
         known = " ".join(tokenizer.special_tokens)
-        raise DataError(
+        raise RecordError(
+            "unknown tag",
             f"{_place(node)}: unknown tag {text}; accepted: {known}, or one of these with a "
-            "suffix like <mask_0>; a literal '<' is written '<<'"
+            "suffix like <mask_0>; a literal '<' is written '<<'",
         )
     return base
 

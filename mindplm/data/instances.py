@@ -1,4 +1,8 @@
-"""Instances: one record, or one record with in-context samples after it."""
+"""Instances: one record, or one record with in-context samples after it.
+
+The columns that have an entry per token are the rows of one int32 matrix, so that packing,
+storing and sending an instance is one copy each.
+"""
 
 from __future__ import annotations
 
@@ -10,57 +14,64 @@ import numpy as np
 
 from mindplm.data.cpm_bee import Sample
 
+TOKEN_COLUMNS = (
+    *("ids", "subs", "context", "sample_ids", "segment_ids", "spans", "num_segments"),
+    "rel_offset",
+)
+"""Rows of a token matrix."""
+IDS, SUBS, CONTEXT, SAMPLES, SEGMENTS, SPANS, NUM_SEGMENTS, REL_OFFSET = range(8)
+
 
 @dataclass
 class Instance:
-    """What is packed as a whole: int32 arrays with an entry per token, and `segment_rel`."""
+    """What is packed as a whole.
 
-    ids: np.ndarray
-    subs: np.ndarray
-    context: np.ndarray
-    sample_ids: np.ndarray
-    segment_ids: np.ndarray
-    num_segments: np.ndarray
-    rel_offset: np.ndarray
+    Attributes:
+        tokens: TOKEN_COLUMNS by tokens, int32; `spans` is 0.
+        segment_rel: The relation matrices of all samples, flat, one after the other.
+        task: Number of its task, for reports.
+        num_chars: Characters of the predicted texts.
+        raw: Whatever the caller wants to find again in the row.
+    """
+
+    tokens: np.ndarray
     segment_rel: np.ndarray
     task: int = 0
     num_chars: int = 0
     raw: Any = None
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return self.tokens.shape[1]
 
     @cached_property
     def num_targets(self) -> int:
         """Each predicted token and begin mark has one target."""
-        return len(self) - int(np.count_nonzero(self.context))
+        return len(self) - int(np.count_nonzero(self.tokens[CONTEXT]))
 
     @cached_property
     def largest_subs(self) -> dict[int, int]:
         """Largest sub index of each base id that has one above 0."""
         largest: dict[int, int] = {}
-        for i in np.flatnonzero(self.subs):
-            base, sub = int(self.ids[i]), int(self.subs[i])
+        for i in np.flatnonzero(self.tokens[SUBS]):
+            base, sub = int(self.tokens[IDS, i]), int(self.tokens[SUBS, i])
             largest[base] = max(sub, largest.get(base, 0))
         return largest
+
+    @property
+    def num_ext(self) -> int:
+        """Extra output classes; the subs of a base start at 1 without gaps."""
+        return sum(self.largest_subs.values())
 
 
 def make_instance(sample: Sample, *, task: int = 0, raw: Any = None) -> Instance:
     """An instance of one record."""
-    zeros = np.zeros(len(sample), np.int32)
-    return Instance(
-        ids=sample.ids,
-        subs=sample.subs,
-        context=sample.context.astype(np.int32),
-        sample_ids=zeros,
-        segment_ids=sample.segs,
-        num_segments=np.full(len(sample), sample.num_segments, np.int32),
-        rel_offset=zeros,
-        segment_rel=sample.rel,
-        task=task,
-        num_chars=sample.num_chars,
-        raw=raw,
-    )
+    tokens = np.zeros((len(TOKEN_COLUMNS), len(sample)), np.int32)
+    tokens[IDS] = sample.ids
+    tokens[SUBS] = sample.subs
+    tokens[CONTEXT] = sample.context
+    tokens[SEGMENTS] = sample.segs
+    tokens[NUM_SEGMENTS] = sample.num_segments
+    return Instance(tokens, sample.rel, task, sample.num_chars, raw)
 
 
 def append_incontext(instance: Instance, sample: Sample) -> Instance:
@@ -70,21 +81,12 @@ def append_incontext(instance: Instance, sample: Sample) -> Instance:
         instance: The record and the examples so far.
         sample: The example, converted with the state of the sample before it.
     """
-    number = int(instance.sample_ids[-1]) + 1
-    size = len(sample)
-
-    def extend(column: np.ndarray, values: np.ndarray | int) -> np.ndarray:
-        added = np.full(size, values, np.int32) if isinstance(values, int) else values
-        return np.concatenate([column, added])
-
+    added = make_instance(sample).tokens
+    added[CONTEXT] = 1
+    added[SAMPLES] = instance.tokens[SAMPLES, -1] + 1
+    added[REL_OFFSET] = len(instance.segment_rel)
     return replace(
         instance,
-        ids=extend(instance.ids, sample.ids),
-        subs=extend(instance.subs, sample.subs),
-        context=extend(instance.context, 1),
-        sample_ids=extend(instance.sample_ids, number),
-        segment_ids=extend(instance.segment_ids, sample.segs),
-        num_segments=extend(instance.num_segments, sample.num_segments),
-        rel_offset=extend(instance.rel_offset, len(instance.segment_rel)),
+        tokens=np.concatenate([instance.tokens, added], axis=1),
         segment_rel=np.concatenate([instance.segment_rel, sample.rel]),
     )

@@ -13,17 +13,27 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 
-from mindplm.data.instances import Instance
+from mindplm.data.cpm_bee import RecordError
+from mindplm.data.instances import (
+    CONTEXT,
+    IDS,
+    NUM_SEGMENTS,
+    REL_OFFSET,
+    SAMPLES,
+    SEGMENTS,
+    SPANS,
+    SUBS,
+    TOKEN_COLUMNS,
+    Instance,
+)
 from mindplm.errors import DataError
 
 IGNORE = -100
 """Label of a position that has no target."""
-TOKEN_COLUMNS = ("ids", "subs", "context", "sample_ids", "segment_ids", "spans", "num_segments",
-                 "rel_offset")  # fmt: skip
 COLUMNS = (*TOKEN_COLUMNS, "length", "segment_rel", "target_pos", "targets", "ext_ids", "ext_sub",
            "num_ext")  # fmt: skip
 PLACEHOLDER = (0, 1)
@@ -61,28 +71,39 @@ class RowShape(NamedTuple):
     max_targets: int
 
 
+def _column(number: int) -> Any:
+    return property(lambda row: row.tokens[number])
+
+
 @dataclass
 class Row:
-    """One packed row: int32 arrays with an entry per token, and per row or span where said.
+    """One packed row.
 
-    `segment_rel` holds the relation matrices of all samples, `task_ids` one number a span.
+    Attributes:
+        tokens: TOKEN_COLUMNS by tokens, int32; each column is also an attribute.
+        segment_rel: The relation matrices of all samples, flat, one after the other.
+        task_ids: Number of the task of each span.
+        num_chars: Characters of the predicted texts.
+        raw: `raw` of the instances.
     """
 
-    ids: np.ndarray
-    subs: np.ndarray
-    context: np.ndarray
-    sample_ids: np.ndarray
-    segment_ids: np.ndarray
-    spans: np.ndarray
-    num_segments: np.ndarray
-    rel_offset: np.ndarray
+    tokens: np.ndarray
     segment_rel: np.ndarray
     task_ids: np.ndarray
     num_chars: int = 0
     raw: list[Any] = field(default_factory=list)
 
+    ids: ClassVar[Any] = _column(IDS)
+    subs: ClassVar[Any] = _column(SUBS)
+    context: ClassVar[Any] = _column(CONTEXT)
+    sample_ids: ClassVar[Any] = _column(SAMPLES)
+    segment_ids: ClassVar[Any] = _column(SEGMENTS)
+    spans: ClassVar[Any] = _column(SPANS)
+    num_segments: ClassVar[Any] = _column(NUM_SEGMENTS)
+    rel_offset: ClassVar[Any] = _column(REL_OFFSET)
+
     def __len__(self) -> int:
-        return len(self.ids)
+        return self.tokens.shape[1]
 
     @property
     def num_targets(self) -> int:
@@ -95,6 +116,7 @@ class _OpenRow:
 
     def __init__(self) -> None:
         self.instances: list[Instance] = []
+        self.length = 0
         self.used = RowShape(0, 0, 0, 0)
         self.subs: dict[int, int] = {}
 
@@ -109,6 +131,7 @@ class _OpenRow:
 
     def add(self, instance: Instance) -> None:
         self.used = self.with_instance(instance)
+        self.length = self.used.seq_len
         self.subs = self._merged(instance)
         self.instances.append(instance)
 
@@ -117,16 +140,14 @@ class _OpenRow:
         return _largest(self.subs, instance.largest_subs)
 
     def close(self) -> Row:
-        names = ("ids", "subs", "context", "sample_ids", "segment_ids", "num_segments")
-        joined = {name: _join(getattr(i, name) for i in self.instances) for name in names}
+        tokens = np.concatenate([i.tokens for i in self.instances], axis=1)
         lengths = [len(i) for i in self.instances]
         starts = np.cumsum([0] + [len(i.segment_rel) for i in self.instances[:-1]])
-        offsets = [i.rel_offset + start for i, start in zip(self.instances, starts)]
+        tokens[REL_OFFSET] += np.repeat(starts, lengths).astype(np.int32)
+        tokens[SPANS] = np.repeat(np.arange(len(lengths)), lengths)
         return Row(
-            **joined,
-            rel_offset=_join(offsets),
-            spans=np.repeat(np.arange(len(lengths), dtype=np.int32), lengths),
-            segment_rel=_join(i.segment_rel for i in self.instances),
+            tokens,
+            segment_rel=np.concatenate([i.segment_rel for i in self.instances]),
             task_ids=np.array([i.task for i in self.instances], np.int32),
             num_chars=sum(i.num_chars for i in self.instances),
             raw=[i.raw for i in self.instances],
@@ -150,29 +171,18 @@ class Packer:
         self._limits = RowShape(*(limit or 2**62 for limit in shape))
         self._open: list[_OpenRow] = []
 
-    def misfit(self, instance: Instance) -> str | None:
-        """Why an instance does not fit into an empty row, or None."""
-        used = _OpenRow().with_instance(instance)
-        for name, need, limit in zip(RowShape._fields, used, self._limits):
-            if need > limit:
-                return f"{_WHAT[name].format(need)}, {name} is {limit}"
-        return None
-
     def add(self, instance: Instance) -> list[Row]:
         """Takes an instance; returns the rows of a batch, or an empty list.
 
         Raises:
-            DataError: The instance does not fit into an empty row.
+            RecordError: The instance does not fit into an empty row.
         """
-        reason = self.misfit(instance)
-        if reason:
-            raise DataError(f"record has {reason}")
-        best: _OpenRow | None = None
+        check_fits(instance, self.shape)
+        best, most = None, 0
+        room = self.shape.seq_len - len(instance)
         for row in self._open:
-            if best is not None and row.used.seq_len <= best.used.seq_len:
-                continue
-            if self._fits(row, instance):
-                best = row
+            if most < row.length <= room and self._fits(row, instance):
+                best, most = row, row.length
         if best is None:
             best = _OpenRow()
             self._open.append(best)
@@ -188,17 +198,29 @@ class Packer:
         return [row.close() for row in closed]
 
     def _fits(self, row: _OpenRow, instance: Instance) -> bool:
-        if row.used.seq_len + len(instance) > self.shape.seq_len:
-            return False
         return all(n <= limit for n, limit in zip(row.with_instance(instance), self._limits))
 
 
-_WHAT = {
-    "seq_len": "{} tokens",
-    "max_rel": "{} relations between segments",
-    "max_ext": "{} numbered or unknown tokens",
-    "max_targets": "{} predicted tokens",
+_TOO_BIG = {
+    "seq_len": ("too long", "{} tokens"),
+    "max_rel": ("too many segments", "{} relations between segments"),
+    "max_ext": ("too many indexed tokens", "{} numbered or unknown tokens"),
+    "max_targets": ("too many predicted tokens", "{} predicted tokens"),
 }
+
+
+def check_fits(instance: Instance, shape: RowShape) -> None:
+    """Checks that an instance fits into an empty row.
+
+    Raises:
+        RecordError: It does not.
+    """
+    used = _OpenRow().with_instance(instance)
+    for name, need, limit in zip(RowShape._fields, used, shape):
+        if need > (limit or need):
+            reason, what = _TOO_BIG[name]
+            message = f"record of {what.format(need)}, {name} is {limit}"
+            raise RecordError(reason, message, too_big=True)
 
 
 def _largest(left: Mapping[int, int], right: Mapping[int, int]) -> dict[int, int]:
@@ -206,10 +228,6 @@ def _largest(left: Mapping[int, int], right: Mapping[int, int]) -> dict[int, int
     for base, sub in right.items():
         merged[base] = max(sub, merged.get(base, 0))
     return merged
-
-
-def _join(arrays: Iterable[np.ndarray]) -> np.ndarray:
-    return np.concatenate(list(arrays)).astype(np.int32, copy=False)
 
 
 def row_pairs(ids: np.ndarray, subs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -274,8 +292,8 @@ def collate(
     _fit("rows", len(rows), num_rows)
     for i, row in enumerate(rows):
         _fit("seq_len", len(row), shape.seq_len)
-        for name in TOKEN_COLUMNS:
-            columns[name][i, : len(row)] = getattr(row, name)
+        for name, values in zip(TOKEN_COLUMNS, row.tokens):
+            columns[name][i, : len(row)] = values
         columns["length"][i] = len(row)
         _put(columns["segment_rel"][i], row.segment_rel, "max_rel")
         _put_targets(columns, i, row_targets(row, ext, marks))

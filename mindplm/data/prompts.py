@@ -157,7 +157,7 @@ def batch(
     columns = {name: np.zeros((num, bucket), np.int32) for name in COLUMNS[:8]}
     columns["segment_rel"] = np.zeros((num, max_rel), np.int32)
     for i, prompt in enumerate(prompts):
-        _fits("a prompt has {} tokens", len(prompt) + 1, bucket)
+        _fits("a prompt has {} tokens with its begin mark", len(prompt) + 1, bucket)
         _fits("a prompt has {} pairs of segments", len(prompt.rel), max_rel)
         real = slice(bucket - 1 - len(prompt), bucket - 1)
         columns["ids"][i, real] = prompt.ids

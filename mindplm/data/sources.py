@@ -111,6 +111,15 @@ class SourceReader:
         """Bytes of the files that were read."""
         return self._done + (self._raw.tell() if self._raw else 0)
 
+    @property
+    def fraction(self) -> float:
+        """The part of the files that was read."""
+        return self.position / self._total
+
+    def rewind(self) -> None:
+        """Forgets the position; the next iteration starts at the beginning in any case."""
+        self._done = 0
+
     def __iter__(self) -> Iterator[Item]:
         self._done = 0
         for file in self.files:

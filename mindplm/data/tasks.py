@@ -75,15 +75,11 @@ def generator(seed: int, source: str, number: int, draw: int) -> np.random.Gener
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest.digest(), "little")))
 
 
-def choose_task(
-    tasks: Mapping[str, float], document: Mapping[str, Any], rng: np.random.Generator
-) -> str:
-    """Draws a task by weight; a document with `<ans>` is a record if its source has records."""
-    if ANSWER in document and tasks.get("record", 0) > 0:
-        return "record"
+def choose_task(tasks: Mapping[str, float], rng: np.random.Generator) -> str:
+    """Draws one of the tasks for texts by weight."""
     names = [name for name, weight in tasks.items() if weight > 0 and name != "record"]
     mark = rng.random() * sum(tasks[name] for name in names)
-    for name in names:
+    for name in names[:-1]:
         mark -= tasks[name]
         if mark < 0:
             return name
@@ -213,6 +209,8 @@ def _span(
     room = max(1, high - low)
     size = min(room, 1 + int(-mean * np.log1p(-rng.random())))
     first = low + int(rng.random() * (room - size + 1))
+    if text[bounds[first] : bounds[first + size]].isspace():
+        first = first - 1 if first > low else min(first + 1, high - size)
     start, end = bounds[first], bounds[first + size]
     piece = text[start:end]
     if piece.strip():

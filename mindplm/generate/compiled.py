@@ -50,8 +50,8 @@ class CompiledNetwork:
     """
 
     def __init__(self, prefill: nn.Cell, step: nn.Cell):
-        self._start = _Start(prefill).set_train(False)
-        self._step = _Step(step).set_train(False)
+        self._start = _Start(prefill)
+        self._step = _Step(step)
 
     @property
     def num_graphs(self) -> tuple[int, int]:

@@ -19,7 +19,7 @@ from mindplm.generate.search import Feed, Plan, Policy
 from mindplm.tokenizers.cpm_bee import CpmBeeTokenizer
 
 DEFAULT_BUCKETS = (32, 64, 128, 256, 512, 1024, 2048)
-_NEW_TOKENS_STEP = 32
+_NEW_TOKENS_STEP = 64
 _REL_ROOM = 1024
 _EXT_ROOM = 32
 
@@ -52,9 +52,9 @@ class Network(Protocol):
         Args:
             columns: ids, subs, segment_ids, positions [R]; slot [1], its place in the cache;
                 key_positions, key_sample_ids, key_segment_ids, key_num_segments [R, cache length],
-                which hold the token already and are in the new order; num_segments [R],
-                segment_rel [R, max_rel], rel_offset [R], ext_ids, ext_sub [E], num_ext [1];
-                parents [R], the row of the caches that each row continues.
+                which hold the token already and are in the new order; num_segments, rel_offset
+                [R], segment_rel [R, max_rel], ext_ids, ext_sub [E], num_ext [1]; parents [R], the
+                row of the caches that each row continues.
             caches: What the call before returned.
 
         Returns:
@@ -233,8 +233,8 @@ def _fixed(batch: PromptBatch, rows: np.ndarray) -> list[np.ndarray]:
     columns = batch.columns
     return [
         columns["num_segments"][rows, -1],
-        columns["segment_rel"][rows],
         columns["rel_offset"][rows, -1],
+        columns["segment_rel"][rows],
         *(columns[name] for name in ("ext_ids", "ext_sub", "num_ext")),
     ]
 

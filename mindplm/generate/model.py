@@ -11,7 +11,7 @@ from mindplm.config import RuntimeConfig
 from mindplm.errors import CheckpointError
 from mindplm.generate.compiled import CompiledNetwork
 from mindplm.models.cpm_bee.decode import CpmBeePrefill, CpmBeeStep
-from mindplm.nn.values import set_values
+from mindplm.nn.values import load_model
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def load(folder: str | Path, settings: RuntimeConfig | None = None) -> tuple[Mod
             f"model.vocab_size is {config.vocab_size}"
         )
     cell = family.part("cell")(config, runtime.compute_dtype(settings.dtype))
-    set_values(cell, saved.weights())
+    load_model(cell, saved.weights(), str(saved.folder))
     return from_cell(cell, config, saved.family), tokenizer
 
 

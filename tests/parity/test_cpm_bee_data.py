@@ -318,10 +318,9 @@ def test_batch_of_the_model_sets(folder, tokenizer):
 
 def _row(inputs: dict[str, np.ndarray], i: int) -> Row:
     length = inputs["length"][i]
-    fields = {
-        name: inputs[GOLDEN_NAMES.get(name, name)][i, :length].astype(np.int32)
-        for name in TOKEN_COLUMNS
-    }
-    first = [np.flatnonzero(fields["spans"] == s)[0] for s in np.unique(fields["spans"])]
+    columns = [inputs[GOLDEN_NAMES.get(name, name)][i, :length] for name in TOKEN_COLUMNS]
+    tokens = np.stack(columns).astype(np.int32)
+    spans = tokens[TOKEN_COLUMNS.index("spans")]
+    first = [np.flatnonzero(spans == s)[0] for s in np.unique(spans)]
     tasks = inputs["task_ids"][i, first]
-    return Row(**fields, segment_rel=inputs["segment_rel"][i], task_ids=tasks)
+    return Row(tokens, segment_rel=inputs["segment_rel"][i], task_ids=tasks)

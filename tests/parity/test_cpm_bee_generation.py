@@ -9,16 +9,25 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import GOLDEN, golden_dirs
+from mindspore import Tensor
+from reference_cpm_bee import Reference, ReferenceNetwork, read_safetensors
 
+from mindplm.config import RuntimeConfig
 from mindplm.data import prompts as prompting
 from mindplm.errors import DataError
 from mindplm.generate import search
-from mindplm.generate.engine import Engine
+from mindplm.generate.compiled import CompiledNetwork
+from mindplm.generate.engine import Engine, Network
+from mindplm.generate.model import from_cell
 from mindplm.generate.sampling import Sampler
 from mindplm.generate.search import BeamSearch
+from mindplm.models.cpm_bee.cell import CpmBee
+from mindplm.models.cpm_bee.config import CpmBeeConfig, from_openbmb, parameter_shapes, rules
+from mindplm.nn.values import load_model
+from mindplm.runtime import setup
 from mindplm.tokenizers.cpm_bee import CpmBeeTokenizer
-from tests.conftest import GOLDEN, golden_dirs
-from tests.reference_cpm_bee import Reference, ReferenceNetwork, read_safetensors
+from mindplm.weights.rules import to_ours
 
 SETS = [p for p in golden_dirs("cpm_bee", "generation*") if p.is_dir()]
 BUCKET = 128
@@ -48,9 +57,80 @@ def tokenizer() -> CpmBeeTokenizer:
 
 
 @cache
-def network(folder: Path) -> ReferenceNetwork:
+def reference(folder: Path) -> ReferenceNetwork:
     weights = read_safetensors(folder / "weights.safetensors")
     return ReferenceNetwork(Reference(read_json(folder / "config.json"), weights))
+
+
+class TwoShapes:
+    """Fills calls up to 1 prompt and 5 rows, or 4 prompts and 16 rows, to compile four graphs.
+
+    Other shapes than these are compiled in the tests of single functions.
+    """
+
+    def __init__(self, network: CompiledNetwork):
+        self.network = network
+        self.prompts, self.rows = 1, 5
+
+    def put(self, array: np.ndarray) -> np.ndarray:
+        return array
+
+    def fill(self, array: np.ndarray, num: int) -> Tensor:
+        return self.network.put(np.concatenate([array, array[:1].repeat(num - len(array), 0)]))
+
+    def start(self, columns, rows, room):
+        self.prompts, self.rows = (1, 5) if len(columns[0]) == 1 else (4, 16)
+        names = zip(prompting.COLUMNS, columns)
+        filled = [
+            self.network.put(c) if name in prompting.COLUMNS[-3:] else self.fill(c, self.prompts)
+            for name, c in names
+        ]
+        logits, caches = self.network.start(
+            filled, self.fill(rows, self.rows), self.network.put(room)
+        )
+        return logits[: len(columns[0])], caches
+
+    def step(self, columns, caches):
+        shared = {4, 12, 13, 14}  # slot and extension table
+        filled = [
+            self.network.put(c) if i in shared else self.fill(c, self.rows)
+            for i, c in enumerate(columns)
+        ]
+        logits, caches = self.network.step(filled, caches)
+        return logits[: len(columns[0])], caches
+
+
+class Compiled:
+    """One network for sets of the same sizes."""
+
+    def __init__(self, config: CpmBeeConfig):
+        self.config, self.cell = config, CpmBee(config)
+        self.network = from_cell(self.cell, config).network
+        self.holds: Path | None = None
+
+    def take(self, folder: Path) -> CompiledNetwork:
+        if self.holds != folder:
+            theirs = read_safetensors(folder / "weights.safetensors")
+            ours = to_ours(rules(self.config), theirs, parameter_shapes(self.config))
+            load_model(self.cell, ours, folder.name)
+            self.holds = folder
+        return self.network
+
+
+@cache
+def compiled(config: CpmBeeConfig) -> Compiled:
+    return Compiled(config)
+
+
+def network(kind: str, folder: Path) -> Network:
+    if kind == "reference":
+        return reference(folder)
+    setup(RuntimeConfig(device="cpu"))
+    whole = compiled(from_openbmb(read_json(folder / "config.json"))).take(folder)
+    return TwoShapes(whole) if kind == "filled" else whole
+
+
+BOTH = pytest.mark.parametrize("kind", ["reference", "filled"])
 
 
 class Traced(BeamSearch):
@@ -92,8 +172,9 @@ def write(run, engine, make_policy, rows) -> tuple[list, list]:
     return records, best
 
 
+@BOTH
 @pytest.mark.parametrize(("folder", "tag"), CASES)
-def test_beam_search_equals_the_golden_run(folder, tag, monkeypatch) -> None:
+def test_beam_search_equals_the_golden_run(kind, folder, tag, monkeypatch) -> None:
     run = runs_of(folder)[tag]
     made: list[Traced] = []
     added: list[list[dict[str, Any]]] = []
@@ -122,7 +203,7 @@ def test_beam_search_equals_the_golden_run(folder, tag, monkeypatch) -> None:
         return made[-1]
 
     monkeypatch.setattr(search._Hypotheses, "add", add)
-    engine = Engine(network(folder), tokenizer(), buckets=[BUCKET])
+    engine = Engine(network(kind, folder), tokenizer(), buckets=[BUCKET])
     records, best = write(run, engine, make, run["beam_size"])
     assert records == run["result"]
     assert best == run["best"]
@@ -148,12 +229,13 @@ def check_hypotheses(added, golden) -> None:
         np.testing.assert_allclose([h["sum"] for h in mine], sums, rtol=1e-5, atol=1e-5)
 
 
+@BOTH
 @pytest.mark.parametrize(
     ("folder", "tag"), [c for c in CASES if runs_of(c.values[0])[c.values[1]]["beam_size"] == 1]
 )
-def test_greedy_choice_equals_one_beam(folder, tag) -> None:
+def test_greedy_choice_equals_one_beam(kind, folder, tag) -> None:
     run = runs_of(folder)[tag]
-    engine = Engine(network(folder), tokenizer(), buckets=[BUCKET])
+    engine = Engine(network(kind, folder), tokenizer(), buckets=[BUCKET])
 
     def make(plan, _numbers):
         return Sampler(plan, temperature=0, **options_of(run))
@@ -168,7 +250,7 @@ def test_the_batch_a_record_is_in_does_not_matter(folder) -> None:
     """All single runs of one setting at once, in batches of three and several buckets."""
     runs = [r for tag, r in runs_of(folder).items() if tag.endswith("b3_rp1.2_wNone_lp1.0")]
     together = {**runs[0], "data": [run["data"][0] for run in runs]}
-    engine = Engine(network(folder), tokenizer(), buckets=[32, 64, 128], batch_size=3)
+    engine = Engine(reference(folder), tokenizer(), buckets=[32, 64, 128], batch_size=3)
 
     def make(plan, _numbers):
         return BeamSearch(plan, beams=3, **options_of(together))
@@ -224,7 +306,7 @@ def test_prompts_equal_the_golden_inputs(folder, tag) -> None:
 @pytest.mark.parametrize("folder", SETS, ids=lambda f: f.name)
 def test_odd_prompts(folder) -> None:
     """What the original refuses with a KeyError is refused with a message; the rest agrees."""
-    engine = Engine(network(folder), tokenizer(), buckets=[BUCKET])
+    engine = Engine(reference(folder), tokenizer(), buckets=[BUCKET])
     for case in read_json(folder / "invalid.json"):
         if case["error"]:
             with pytest.raises(DataError, match="<ans>"):
@@ -237,27 +319,30 @@ def test_odd_prompts(folder) -> None:
         assert records == case["result"]
 
 
+@pytest.mark.parametrize("kind", ["reference", "compiled"])
 @pytest.mark.parametrize("folder", SETS, ids=lambda f: f.name)
-def test_reference_network_equals_the_golden_cache(folder) -> None:
+def test_the_network_equals_the_golden_cache(kind, folder) -> None:
     """Prefill, then four steps; the golden prompts have no begin mark as last column."""
-    net = network(folder)
+    net = network(kind, folder)
     with np.load(folder / "cache.npz") as arrays:
         golden = {name: arrays[name] for name in arrays.files}
-    columns = {ours: golden["in/" + theirs] for ours, theirs in INPUT_NAMES.items()}
-    ext = np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(1, np.int32)
-    rel = golden["in/segment_rel"]
-    logits, kept, hidden = net.prefill(*columns.values(), rel, *ext)
+    columns = {ours: golden["in/" + name].astype(np.int32) for ours, name in INPUT_NAMES.items()}
+    rel, ext = golden["in/segment_rel"], [np.zeros(2, np.int32)] * 2 + [np.zeros(1, np.int32)]
     real = columns["num_segments"] != 0
-    close = {"rtol": 1e-5, "atol": 5e-5}
-    np.testing.assert_allclose(logits[real], golden["prefill_logits"][real], **close)
-    np.testing.assert_allclose(hidden[real], golden["prefill_hidden"][real], **close)
-    caches = []
     num, width = real.shape
-    for layer, pair in enumerate(kept):
-        for kind, array in zip("kv", pair):
-            wanted = golden[f"prefill_{kind}{layer}"].swapaxes(1, 2)[real]
-            np.testing.assert_allclose(array.swapaxes(1, 2)[real], wanted, **close)
-            caches.append(np.pad(array, ((0, 0), (0, 0), (0, 4), (0, 0))))
+    vocab_size = golden["prefill_logits"].shape[-1]
+    rows, room = np.arange(num, dtype=np.int32), np.zeros(width + 4, np.int32)
+    inputs = [*columns.values(), rel, *ext]
+    logits, caches = net.start([*map(net.put, inputs)], net.put(rows), net.put(room))
+    close = {"rtol": 1e-5, "atol": 5e-5}
+    wanted = golden["prefill_logits"][:, -1]
+    np.testing.assert_allclose(logits[:, :vocab_size], wanted, **close)
+    assert logits[:, vocab_size:].max() < -1e20
+    for number, cache_bhsk in enumerate(caches):
+        wanted = golden[f"prefill_{'kv'[number % 2]}{number // 2}"]
+        array = np.asarray(cache_bhsk.asnumpy() if kind == "compiled" else cache_bhsk)
+        array = array[:, :, :width].swapaxes(1, 2)
+        np.testing.assert_allclose(array[real], wanted.swapaxes(1, 2)[real], **close)
     names = ("positions", "sample_ids", "segment_ids", "num_segments")
     keys = [np.pad(columns[name], ((0, 0), (0, 4))) for name in names]
     segments = columns["num_segments"][:, -1]
@@ -269,8 +354,9 @@ def test_reference_network_equals_the_golden_cache(folder) -> None:
         for key, value in zip(keys, (step, 0, segment, segments)):
             key[:, slot] = value
         fed = [token, sub, segment, np.full(num, step, np.int32), np.array([slot], np.int32)]
-        fixed = [segments, rel, np.zeros(num, np.int32), *ext, np.arange(num)]
-        logits, caches = net.step([*fed, *keys, *fixed], caches)
-        np.testing.assert_allclose(logits, golden[f"step{step}/logits"][:, 0], **close)
+        fixed = [segments, np.zeros(num, np.int32), rel, *ext, rows]
+        logits, caches = net.step([*map(net.put, [*fed, *keys, *fixed])], caches)
+        wanted = golden[f"step{step}/logits"][:, 0]
+        np.testing.assert_allclose(logits[:, :vocab_size], wanted, **close)
     for key, name in zip(keys, ("position", "sample_ids", "segments", "num_segments")):
         np.testing.assert_array_equal(key, golden[f"final/buffer_{name}"])

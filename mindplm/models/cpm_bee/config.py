@@ -10,10 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from mindplm.errors import ConfigError
+from mindplm.strict import at_least, between, require
 from mindplm.weights.rules import Drop, Rename, Rule
 
 Flavour = Literal["openbmb", "hf"]
+SHARED_COLUMNS = ("ext_ids", "ext_sub", "num_ext")
+"""Columns of a batch that all its rows share: the extension table."""
 
 
 @dataclass(frozen=True)
@@ -54,34 +56,31 @@ class CpmBeeConfig:
     """Standard deviation of the first embedding; all other matrices start with 1."""
 
     def __post_init__(self) -> None:
-        for name in ("hidden_size", "num_heads", "head_dim", "ffn_size", "num_layers", "max_len"):
-            value = getattr(self, name)
-            _require(value >= 1, f"model.{name}={value}, expected >= 1")
-        _require(self.vocab_size >= 0, f"model.vocab_size={self.vocab_size}, expected >= 0")
-        _require(self.hidden_size % 2 == 0, f"model.hidden_size={self.hidden_size}, expected even")
+        at_least("model", self, vocab_size=0, hidden_size=1, num_heads=1, head_dim=1, ffn_size=1)
+        at_least("model", self, num_layers=1, max_depth=2, max_len=1)
+        require(self.hidden_size % 2 == 0, f"model.hidden_size={self.hidden_size}, expected even")
         buckets = self.num_distance_buckets
-        _require(
+        require(
             buckets >= 4 and buckets % 4 == 0,
             f"model.num_distance_buckets={buckets}, expected a multiple of 4",
         )
-        _require(
+        require(
             self.max_distance > buckets // 4,
             f"model.max_distance={self.max_distance}, expected more than "
             f"model.num_distance_buckets / 4 = {buckets // 4}",
         )
-        _require(self.max_depth >= 2, f"model.max_depth={self.max_depth}, expected >= 2")
-        _require(
+        require(
             self.num_segment_buckets >= self.max_depth**2,
             f"model.num_segment_buckets={self.num_segment_buckets}, expected at least "
             f"model.max_depth squared = {self.max_depth**2}",
         )
-        _require(self.eps > 0, f"model.eps={self.eps}, expected > 0")
-        _require(0 <= self.dropout < 1, f"model.dropout={self.dropout}, expected 0 <= value < 1")
-        _require(self.init_std > 0, f"model.init_std={self.init_std}, expected > 0")
+        require(self.eps > 0, f"model.eps={self.eps}, expected > 0")
+        between("model", self, 0, 1, "dropout")
+        require(self.init_std > 0, f"model.init_std={self.init_std}, expected > 0")
         for name in ("no_attention", "no_ffn"):
             layers = getattr(self, name)
             fits = all(0 <= i < self.num_layers for i in layers) and len(set(layers)) == len(layers)
-            _require(
+            require(
                 fits,
                 f"model.{name}={list(layers)}, expected different layer numbers from 0 to "
                 f"model.num_layers - 1 = {self.num_layers - 1}",
@@ -96,11 +95,6 @@ class CpmBeeConfig:
     def ffn_layers(self) -> tuple[int, ...]:
         """Numbers of the layers that have a feed-forward part."""
         return tuple(i for i in range(self.num_layers) if i not in self.no_ffn)
-
-
-def _require(fact: bool, message: str) -> None:
-    if not fact:
-        raise ConfigError(message)
 
 
 # --- presets --------------------------------------------------------------------------------------
@@ -140,7 +134,7 @@ PRESETS: dict[str, CpmBeeConfig] = {
 
 def parameter_shapes(config: CpmBeeConfig) -> dict[str, tuple[int, ...]]:
     """Name and shape of every parameter, in the order of the forward pass."""
-    _require(config.vocab_size > 0, "model.vocab_size=0, expected the size of a vocabulary")
+    require(config.vocab_size > 0, "model.vocab_size=0, expected the size of a vocabulary")
     hidden, inner = config.hidden_size, config.num_heads * config.head_dim
     buckets = config.num_distance_buckets + config.num_segment_buckets
     shapes: dict[str, tuple[int, ...]] = {
@@ -243,11 +237,11 @@ def from_openbmb(theirs: Mapping[str, Any], max_depth: int = 8) -> CpmBeeConfig:
     keys = _KEYS[flavour]
     accepted = {*keys, "mask_modules", "distance_scale", *_NEUTRAL}
     unknown = [key for key in theirs if key not in accepted]
-    _require(not unknown, f"unknown key(s) {', '.join(unknown)} in a CPM-Bee configuration")
+    require(not unknown, f"unknown key(s) {', '.join(unknown)} in a CPM-Bee configuration")
     missing = [key for key in keys if key not in theirs and key not in _OPTIONAL]
-    _require(not missing, f"missing key(s) {', '.join(missing)} in a CPM-Bee configuration")
+    require(not missing, f"missing key(s) {', '.join(missing)} in a CPM-Bee configuration")
     scale = theirs.get("distance_scale", _DISTANCE_SCALE)
-    _require(scale == _DISTANCE_SCALE, f"distance_scale={scale}, expected {_DISTANCE_SCALE}")
+    require(scale == _DISTANCE_SCALE, f"distance_scale={scale}, expected {_DISTANCE_SCALE}")
     values = {ours: theirs[key] for key, ours in keys.items() if key in theirs}
     if values.get("dropout") is None:
         values["dropout"] = 0.0
@@ -255,7 +249,7 @@ def from_openbmb(theirs: Mapping[str, Any], max_depth: int = 8) -> CpmBeeConfig:
     pairs = theirs.get("mask_modules")
     if pairs is None:
         pairs = [(False, False)] * num_layers
-    _require(
+    require(
         len(pairs) == num_layers and all(len(pair) == 2 for pair in pairs),
         f"mask_modules must hold {num_layers} pairs, one for each layer",
     )

@@ -1,0 +1,382 @@
+"""The command line: mindplm VERB -c FILE key=value ...
+
+Each verb imports what it needs inside its function, so that --help is instant. Exit status: 0 fine,
+2 something that the user can mend, 1 a fault of ours, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from mindplm import __version__
+from mindplm.errors import ConfigError, DataError, UserError
+
+if TYPE_CHECKING:
+    from mindplm.checkpoint import Checkpoint
+    from mindplm.config import GenerateConfig, RunConfig, RuntimeConfig
+
+OK, FAULT, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
+_USER_OS_ERRORS = (
+    FileNotFoundError,
+    PermissionError,
+    IsADirectoryError,
+    NotADirectoryError,
+    FileExistsError,
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns the exit status."""
+    args = _parse(sys.argv[1:] if argv is None else argv)
+    try:
+        args.run(args)
+        sys.stdout.flush()
+        return OK
+    except KeyboardInterrupt:
+        _say("interrupted")
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output is gone; without this Python complains once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAULT
+    except Exception as error:
+        if args.debug:
+            raise
+        if _is_users(error):
+            _say(f"error: {_message(error)}")
+            return USER_ERROR
+        name = type(error).__name__
+        _say(f"internal error: {name}: {_message(error)} (--debug shows the traceback)")
+        return FAULT
+
+
+def _is_users(error: Exception) -> bool:
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return full or isinstance(error, (UserError, *_USER_OS_ERRORS))
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    text = " ".join(str(error).split())
+    return text if isinstance(error, UserError) or len(text) <= 300 else text[:300] + " ..."
+
+
+def _say(text: str) -> None:
+    print(f"mindplm: {text}", file=sys.stderr)
+
+
+# --- arguments ------------------------------------------------------------------------------------
+
+
+class _Parser(argparse.ArgumentParser):
+    """Complains in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(USER_ERROR, f"mindplm: error: {message} (see {self.prog} --help)\n")
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    args, rest = _parser().parse_known_args(argv)
+    # argparse takes one run of key=value texts only; later ones are here.
+    odd = [text for text in rest if text.startswith("-")]
+    if odd or (rest and not hasattr(args, "overrides")):
+        _Parser(prog=f"mindplm {args.verb}").error(f"unknown argument {(odd or rest)[0]}")
+    if rest:
+        args.overrides = [*args.overrides, *rest]
+    args.debug = getattr(args, "debug", False)
+    return args
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = _Parser(add_help=False)
+    common.add_argument(
+        "--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks"
+    )
+    parser = _Parser(
+        prog="mindplm", parents=[common], description="CPM-Bee and its school on MindSpore."
+    )
+    parser.add_argument("--version", action="version", version=f"mindplm {__version__}")
+    verbs = parser.add_subparsers(
+        dest="verb", required=True, metavar="VERB", parser_class=_Parser, title="verbs"
+    )
+
+    def verb(run: Any, text: str, config: str = "") -> argparse.ArgumentParser:
+        sub = verbs.add_parser(run.__name__[1:], parents=[common], help=text, description=text)
+        sub.set_defaults(run=run)
+        if config:
+            sub.add_argument(
+                "-c", "--config", metavar="FILE", required=config == "required", help="settings"
+            )
+            sub.add_argument(
+                "overrides",
+                nargs="*",
+                default=[],
+                metavar="key=value",
+                help="settings that win over the file's, such as optim.lr=1e-4",
+            )
+        return sub
+
+    _add_vocab(verb(_vocab, "Build a vocabulary file from texts."))
+    verb(_preprocess, "Turn texts and records into rows for training.", "required")
+    verb(_pretrain, "Train a model from scratch, or go on with it.", "required")
+    sub = verb(_evaluate, "Measure a checkpoint on validation data.", "optional")
+    _add_model(sub)
+    _add_generate(verb(_generate, "Write with a checkpoint.", "optional"))
+    sub = verb(_show, "Print all settings and the size of the model; runs nothing.", "required")
+    sub.add_argument("--keys", action="store_true", help="print what each key means instead")
+    verb(_list, "List the families and presets.")
+    return parser
+
+
+def _add_model(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "-m",
+        "--model",
+        metavar="FOLDER",
+        required=True,
+        help="a checkpoint, or a run folder for its newest one",
+    )
+
+
+def _add_vocab(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--input", nargs="+", required=True, metavar="FILE", help="texts, or JSON lines with texts"
+    )
+    sub.add_argument("--size", type=int, default=8000, help="most entries (default 8000)")
+    sub.add_argument("--out", required=True, metavar="FILE", help="the vocabulary file")
+    sub.add_argument(
+        "--field", action="append", default=[], help="of JSON lines only this key (repeatable)"
+    )
+    sub.add_argument(
+        "--min-char-count", type=int, default=2, metavar="N", help="characters from N times on"
+    )
+    sub.add_argument(
+        "--min-word-count", type=int, default=4, metavar="N", help="words from N times on"
+    )
+
+
+_GENERATE_FLAGS = {
+    "max_new_tokens": "most tokens written for a record",
+    "beams": "beams of the search",
+    "temperature": "sample with this temperature; 0: do not sample",
+    "top_k": "sample among the k best tokens",
+    "top_p": "sample among the best tokens of this probability",
+    "repetition_penalty": "at least 1; more avoids repetition",
+    "length_penalty": "exponent of the length in a beam's score",
+}
+
+
+def _add_generate(sub: argparse.ArgumentParser) -> None:
+    _add_model(sub)
+    what = sub.add_mutually_exclusive_group(required=True)
+    what.add_argument("--input", metavar="TEXT", help="a text to be continued")
+    what.add_argument(
+        "--record", metavar="JSON", help='a record, such as {"input": "...", "<ans>": ""}'
+    )
+    what.add_argument("--file", metavar="IN.jsonl", help="one record or text per line, as JSON")
+    sub.add_argument("--out", metavar="OUT.jsonl", help="write the filled records there")
+    for name, text in _GENERATE_FLAGS.items():
+        sub.add_argument("--" + name.replace("_", "-"), metavar="N", help=text)
+    sub.add_argument("--seed", type=int, default=0, metavar="N", help="seed of sampling")
+    sub.add_argument("--batch-size", type=int, default=8, metavar="N", help="records at once")
+
+
+# --- verbs ----------------------------------------------------------------------------------------
+
+
+def _config(args: argparse.Namespace) -> RunConfig:
+    from mindplm import families, runtime
+
+    runtime.setup_log()
+    return families.load_config(args.config, args.overrides)
+
+
+def _vocab(args: argparse.Namespace) -> None:
+    from mindplm import runtime
+    from mindplm.tokenizers import vocab
+
+    runtime.setup_log()
+    report = vocab.run(
+        args.input,
+        args.size,
+        args.out,
+        fields=args.field,
+        min_char_count=args.min_char_count,
+        min_word_count=args.min_word_count,
+    )
+    for name, value in report.items():
+        print(f"{name}: {value}")
+
+
+def _preprocess(args: argparse.Namespace) -> None:
+    config = _config(args)
+    from mindplm.data import preprocess
+
+    preprocess.run(config)
+
+
+def _pretrain(args: argparse.Namespace) -> None:
+    config = _config(args)
+    from mindplm import train
+
+    train.pretrain(config)
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from mindplm import checkpoint, runtime
+
+    runtime.setup_log()
+    config = _config_beside(args, checkpoint.read(args.model, verify=False))
+    from mindplm import evaluate
+
+    print(evaluate.run(args.model, config))
+
+
+def _config_beside(args: argparse.Namespace, saved: Checkpoint) -> RunConfig:
+    """The settings of -c FILE, or else those of the run that wrote the checkpoint."""
+    from mindplm import families
+
+    if args.config:
+        return families.load_config(args.config, args.overrides)
+    if saved.run is None:
+        raise ConfigError(f"{saved.folder} has no run.yaml; give the settings with -c FILE")
+    return families.config_from_dict(saved.run, str(saved.folder / "run.yaml"), args.overrides)
+
+
+def _generate(args: argparse.Namespace) -> None:
+    from mindplm import runtime
+
+    runtime.setup_log()
+    prompts = _prompts(args)
+    settings, running = _generate_settings(args)
+    from mindplm import generate
+
+    model, tokenizer = generate.load(args.model, running)
+    records = generate.write(
+        model,
+        tokenizer,
+        prompts,
+        settings,
+        seed=args.seed,
+        batch_size=args.batch_size,
+        progress=len(prompts) > 1,
+    )
+    _print_records(records, args)
+
+
+def _generate_settings(args: argparse.Namespace) -> tuple[GenerateConfig, RuntimeConfig]:
+    """The checkpoint's settings of generation, changed by -c FILE, key=value and flags."""
+    from mindplm import checkpoint, config, strict
+    from mindplm.yaml_io import load_yaml
+
+    saved = checkpoint.read(args.model, verify=False)
+    # Training's device need not be here, so its runtime section does not count.
+    tree: dict[str, Any] = {"generate": (saved.run or {}).get("generate", {})}
+    if args.config:
+        given = load_yaml(args.config)
+        tree.update({name: given[name] for name in ("generate", "runtime") if name in given})
+    flags = [
+        f"generate.{name}={value}"
+        for name in _GENERATE_FLAGS
+        if (value := getattr(args, name)) is not None
+    ]
+    overrides = [*args.overrides, *flags]
+    tree = strict.apply_overrides(tree, overrides)
+    odd = [name for name in tree if name not in ("generate", "runtime")]
+    if odd:
+        raise ConfigError(f"generate takes keys of generate and runtime only, got {odd[0]}")
+    source = strict.Source(args.config or str(saved.folder), tuple(overrides))
+    return (
+        strict.build(config.GenerateConfig, tree["generate"], "generate", source),
+        strict.build(config.RuntimeConfig, tree.get("runtime"), "runtime", source),
+    )
+
+
+def _prompts(args: argparse.Namespace) -> list[Any]:
+    if args.input is not None:
+        return [args.input]
+    if args.record is not None:
+        return [_json(args.record, "--record")]
+    try:
+        with open(args.file, encoding="utf-8") as lines:
+            numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    except UnicodeDecodeError:
+        raise DataError(f"{args.file}: not UTF-8 text") from None
+    if not numbered:
+        raise DataError(f"{args.file} is empty, expected one record per line")
+    return [_json(line, f"{args.file}:{number}") for number, line in numbered]
+
+
+def _json(text: str, place: str) -> Any:
+    import json
+
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise DataError(f"{place}: not JSON: {error}") from None
+
+
+def _print_records(records: list[dict[str, Any]], args: argparse.Namespace) -> None:
+    import json
+
+    lines = [json.dumps(record, ensure_ascii=False) for record in records]
+    if args.out:
+        from pathlib import Path
+
+        from mindplm.files import replace_file
+
+        replace_file(Path(args.out), "".join(line + "\n" for line in lines).encode())
+    elif args.input is not None and isinstance(records[0].get("<ans>"), str):
+        from mindplm.tokenizers.cpm_bee import unescape
+
+        print(unescape(records[0].get("input", "") + records[0]["<ans>"]))
+    else:
+        print("\n".join(lines))
+
+
+def _show(args: argparse.Namespace) -> None:
+    config = _config(args)
+    from mindplm import config as settings
+    from mindplm import families, strict
+
+    if args.keys:
+        print("\n".join(strict.help_lines(config)))
+        return
+    count = families.family(config.family).part("num_parameters")(config.model)
+    print(f"# parameters: {count:,}")
+    for line in settings.arithmetic(config):
+        print(f"# {line}")
+    print(settings.dump(config), end="")
+
+
+def _list(args: argparse.Namespace) -> None:
+    import dataclasses
+
+    from mindplm import families
+    from mindplm.config import TokenizerConfig
+
+    rows: list[tuple[str, ...]] = [
+        ("family", "preset", "layers", "hidden", "vocabulary", "parameters")
+    ]
+    for name, entry in families.FAMILIES.items():
+        for preset, model in entry.presets.items():
+            if not model.vocab_size:
+                size = families.vocab_lines(families.vocab_path(TokenizerConfig()))
+                model = dataclasses.replace(model, vocab_size=size)
+            count = entry.part("num_parameters")(model)
+            numbers = (model.num_layers, model.hidden_size, model.vocab_size, count)
+            rows.append((name, preset, *(f"{number:,}" for number in numbers)))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        left = [text.ljust(width) for text, width in zip(row[:2], widths)]
+        right = [text.rjust(width) for text, width in zip(row[2:], widths[2:])]
+        print("  ".join(left + right))
+    print()
+    for name, entry in families.FAMILIES.items():
+        print(f"{name}: {entry.title}")

@@ -1,0 +1,250 @@
+"""From a document to instances: draw a task, cut what is long, make records, convert them.
+
+This is what preprocessing does in several processes at once; nothing here depends on how the
+documents are spread over them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mindplm.config import DataConfig, SourceConfig
+from mindplm.data.cpm_bee import ANSWER, RecordError, to_arrays
+from mindplm.data.instances import Instance, make_instance
+from mindplm.data.packing import RowShape, check_fits
+from mindplm.data.sources import Document, Problem
+from mindplm.data.tasks import TASKS, choose_task, generator, make_record
+from mindplm.tokenizers.cpm_bee import CpmBeeTokenizer, escape
+
+# Ends of lines and of sentences, with the closing marks and the white space after them.
+_END = re.compile(r"\n\s*|[。！？；…][”’」』）。！？…]*\n*|[.!?;][\"'’”)\]]*\s+")
+_REDRAWS = 3
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What rows depend on besides texts and vocabulary.
+
+    Attributes:
+        shape: Sizes of a row.
+        repeat: Records drawn from a document of weight 1.
+        seed: Seed of all draws.
+        max_depth: Limit of steps in a record's tree.
+    """
+
+    shape: RowShape
+    repeat: int = 1
+    seed: int = 1234
+    max_depth: int = 8
+
+    @classmethod
+    def of(cls, config: DataConfig, *, seed: int, max_depth: int = 8) -> Settings:
+        """Settings from the data section of a run; a size of 0 becomes what it stands for."""
+        size = config.seq_len
+        shape = RowShape(
+            size, config.max_rel or 16 * size, config.max_ext, config.max_targets or size
+        )
+        return cls(shape, config.repeat, seed, max_depth)
+
+
+class Work(NamedTuple):
+    """One draw from one document: numbers of the source, of the document in it, of the draw."""
+
+    source: int
+    number: int
+    draw: int
+    document: Document
+
+
+@dataclass
+class Drawn:
+    """What came of one draw.
+
+    Attributes:
+        source: Number of the source.
+        draw: Number of the draw.
+        place: Where the document stands.
+        is_record: Whether the document is a record.
+        instances: The instance of the record, or one for each piece of the text.
+        problems: What could not be used.
+        num_chars: Characters of the document's text; 0 for a record.
+    """
+
+    source: int
+    draw: int
+    place: str
+    is_record: bool
+    instances: list[Instance] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    num_chars: int = 0
+
+
+class Drawer:
+    """Turns draws into instances.
+
+    Args:
+        sources: All sources of the run.
+        names: Their names, different from each other.
+        tokenizer: Cuts the texts.
+        settings: Shape of rows, seed and so on.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[SourceConfig],
+        names: Sequence[str],
+        tokenizer: CpmBeeTokenizer,
+        settings: Settings,
+    ):
+        self._tasks = [dict(source.tasks) for source in sources]
+        self._names = list(names)
+        self._tokenizer = tokenizer
+        self._settings = settings
+        shape = settings.shape
+        # Half of the extension table is for unknown characters, the other for blanks: then the
+        # table of any set of rows has room, whichever texts they come from.
+        half = shape.max_ext // 2
+        self._text_shape = shape._replace(max_ext=half) if half else shape
+        self._max_blanks = min(8, 1 + half)
+        self._room = max(shape.seq_len * 3 // 4, shape.seq_len - 32)
+
+    def __call__(self, work: Work) -> Drawn:
+        """Draws from one document."""
+        rng = generator(self._settings.seed, self._names[work.source], work.number, work.draw)
+        tasks, document = self._tasks[work.source], work.document
+        is_record = ANSWER in document.fields and tasks.get("record", 0) > 0
+        drawn = Drawn(work.source, work.draw, document.place, is_record)
+        if is_record:
+            self._draw_record(document, drawn, rng)
+        else:
+            self._draw_text(document, drawn, rng)
+        return drawn
+
+    def many(self, works: Sequence[Work]) -> list[Drawn]:
+        """Draws from several documents."""
+        return [self(work) for work in works]
+
+    def _draw_record(self, document: Document, drawn: Drawn, rng: np.random.Generator) -> None:
+        try:
+            instance = self._convert(document.fields, self._settings.shape, rng)
+        except RecordError as error:
+            drawn.problems.append(Problem(document.place, error.reason, str(error)))
+        else:
+            instance.task = task_number(drawn.source, "record")
+            drawn.instances.append(instance)
+
+    def _draw_text(self, document: Document, drawn: Drawn, rng: np.random.Generator) -> None:
+        text = document.fields["text"]
+        drawn.num_chars = len(text)
+        cuts = rng if drawn.draw else None
+        waiting = split_text(text, self._tokenizer, self._room, cuts)[::-1]
+        while waiting:
+            piece = waiting.pop()
+            try:
+                drawn.instances.append(self._draw_piece(piece, document, drawn.source, rng))
+            except RecordError as error:
+                if error.too_big and len(piece) > 1:
+                    waiting += reversed(halve(piece, self._tokenizer))
+                else:
+                    drawn.problems.append(Problem(document.place, error.reason, str(error)))
+
+    def _draw_piece(
+        self, piece: str, document: Document, source: int, rng: np.random.Generator
+    ) -> Instance:
+        """Draws a task and a record, anew if the record turns out too long."""
+        for last in (False,) * (_REDRAWS - 1) + (True,):
+            task = choose_task(self._tasks[source], rng)
+            record = make_record(task, piece, document.fields, rng, max_blanks=self._max_blanks)
+            try:
+                instance = self._convert(record, self._text_shape, rng)
+            except RecordError as error:
+                if last or not error.too_big:
+                    raise
+            else:
+                instance.task = task_number(source, task)
+                return instance
+        raise AssertionError
+
+    def _convert(
+        self, record: Mapping[str, Any], shape: RowShape, rng: np.random.Generator
+    ) -> Instance:
+        if ANSWER not in record:
+            keys = ", ".join(map(str, record)) or "none"
+            raise RecordError("no <ans>", f"record without {ANSWER} (keys: {keys})")
+        sample = to_arrays(record, self._tokenizer, max_depth=self._settings.max_depth, shuffle=rng)
+        if sample.context.all():
+            raise RecordError("nothing to predict", f"record.{ANSWER} holds no text")
+        instance = make_instance(sample)
+        check_fits(instance, shape)
+        return instance
+
+
+def task_number(source: int, task: str) -> int:
+    """The number that spans of a task carry."""
+    return source * len(TASKS) + TASKS.index(task)
+
+
+def task_names(source_names: Sequence[str]) -> list[str]:
+    """Names by task number."""
+    return [f"{source}/{task}" for source in source_names for task in TASKS]
+
+
+def split_text(
+    text: str, tokenizer: CpmBeeTokenizer, room: int, rng: np.random.Generator | None = None
+) -> list[str]:
+    """Cuts a text into pieces of about equal length, at ends of lines and sentences.
+
+    Args:
+        text: The text, unescaped; the pieces joined give it back.
+        tokenizer: Counts tokens.
+        room: Most tokens of a piece.
+        rng: Draws the length of the first piece, so that draws differ in their cuts.
+    """
+    if len(text) <= room:  # a token has at least one character
+        return [text]
+    atoms = list(_atoms(text, tokenizer, room))
+    total = sum(size for _, size in atoms)
+    if total <= room:
+        return [text]
+    goal = total / -(-total // room)
+    aim = goal if rng is None else goal * (0.3 + 0.7 * rng.random())
+    pieces: list[str] = []
+    piece: list[str] = []
+    used = 0
+    for atom, size in atoms:
+        ends_line = bool(piece) and piece[-1].endswith("\n") and used >= 0.8 * aim
+        if piece and (used + size > room or used + size / 2 > aim or ends_line):
+            pieces.append("".join(piece))
+            piece, used, aim = [], 0, goal
+        piece.append(atom)
+        used += size
+    return [*pieces, "".join(piece)]
+
+
+def halve(text: str, tokenizer: CpmBeeTokenizer) -> list[str]:
+    """Cuts a text of at least two characters into at least two pieces."""
+    size = len(tokenizer.encode(escape(text))[0])
+    pieces = split_text(text, tokenizer, max(1, (size + 1) // 2))
+    return pieces if len(pieces) > 1 else [text[: len(text) // 2], text[len(text) // 2 :]]
+
+
+def _atoms(text: str, tokenizer: CpmBeeTokenizer, room: int) -> Iterator[tuple[str, int]]:
+    """The smallest pieces that are kept together, and their tokens."""
+    start = 0
+    ends = [m.end() for m in _END.finditer(text)]
+    for end in [*ends, len(text)]:
+        atom = text[start:end]
+        start = end
+        size = len(tokenizer.encode(escape(atom))[0])
+        if size <= room:
+            if atom:
+                yield atom, size
+            continue
+        starts = [token.start for token in tokenizer.tokenize(escape(atom))][::room]
+        for low, high in zip(starts, [*starts[1:], len(atom)]):
+            yield atom[low:high], room if high < len(atom) else size % room or room

@@ -1,0 +1,143 @@
+"""What a folder of rows was made from, so that one made from something else is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mindplm.config import SourceConfig
+from mindplm.data.draw import Settings
+from mindplm.data.records import FORMAT, read_manifest
+from mindplm.data.sources import file_sha256, find_files
+from mindplm.errors import DataError
+from mindplm.tokenizers.cpm_bee import CpmBeeTokenizer
+
+PREPARE_AGAIN = "prepare the data again"
+
+
+def fingerprint(
+    sources: Sequence[SourceConfig],
+    tokenizer: CpmBeeTokenizer,
+    settings: Settings,
+    *,
+    known: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Everything that the rows depend on.
+
+    Args:
+        sources: Where the texts come from.
+        tokenizer: Its vocabulary counts.
+        settings: Shape, repeat, seed.
+        known: An earlier fingerprint: files of the same size and time need not be read, and
+            sources whose files are gone are taken from it, since rows are enough to train.
+    """
+    old = {(s["name"], s["path"]): s for s in (known or {}).get("sources", [])}
+    described = []
+    for name, source in zip(source_names(sources), sources):
+        before = old.get((name, source.path), {}).get("files", [])
+        try:
+            files = _files(source, before)
+        except DataError:
+            if not before:
+                raise
+            files = before
+        facts = dataclasses.asdict(source)
+        described.append({**facts, "name": name, "files": files})
+    plain = dataclasses.asdict(settings)
+    return {
+        "format": FORMAT,
+        "tokenizer": tokenizer.fingerprint,
+        "settings": {**settings.shape._asdict(), **{k: plain[k] for k in plain if k != "shape"}},
+        "sources": described,
+    }
+
+
+def check_fresh(
+    folder: str | Path,
+    sources: Sequence[SourceConfig],
+    tokenizer: CpmBeeTokenizer,
+    settings: Settings,
+) -> None:
+    """Checks that a folder of rows was made from this.
+
+    Raises:
+        DataError: It was made from something else; the message names what changed.
+    """
+    made = read_manifest(folder).get("fingerprint", {})
+    changes = differences(made, fingerprint(sources, tokenizer, settings, known=made))
+    if changes:
+        raise DataError(f"{folder}: is stale: {'; '.join(changes)}; {PREPARE_AGAIN}")
+
+
+def is_fresh(
+    folder: str | Path,
+    sources: Sequence[SourceConfig],
+    tokenizer: CpmBeeTokenizer,
+    settings: Settings,
+) -> bool:
+    """Whether a folder of rows is there and was made from this."""
+    try:
+        check_fresh(folder, sources, tokenizer, settings)
+    except DataError:
+        return False
+    return True
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What changed between two fingerprints, in words."""
+    changes = []
+    if old.get("tokenizer") != new["tokenizer"]:
+        changes.append("it was made with another vocabulary")
+    if old.get("format") != new["format"]:
+        changes.append(f"format was {old.get('format')}, is {new['format']}")
+    before, after = old.get("settings", {}), new["settings"]
+    for key in after:
+        if before.get(key) != after[key]:
+            changes.append(f"{key} was {before.get(key)}, is {after[key]}")
+    return changes + _source_differences(old.get("sources", []), new["sources"])
+
+
+def source_names(sources: Sequence[SourceConfig]) -> list[str]:
+    """A name for each source, different from the others."""
+    names: list[str] = []
+    for source in sources:
+        name = source.name or Path(source.path.split(":")[-1]).name.split(".")[0] or "source"
+        number = 2
+        unique = name
+        while unique in names:
+            unique, number = f"{name}#{number}", number + 1
+        names.append(unique)
+    return names
+
+
+def _source_differences(old: list[dict], new: list[dict]) -> list[str]:
+    changes = []
+    by_name = {source["name"]: source for source in old}
+    for source in new:
+        before = by_name.pop(source["name"], None)
+        if before is None:
+            changes.append(f"source {source['name']} was added")
+            continue
+        for key in ("path", "weight", "tasks", "text_field"):
+            if before.get(key) != source[key]:
+                what = f"{key} of source {source['name']}"
+                changes.append(f"{what} was {before.get(key)}, is {source[key]}")
+        if [f["sha256"] for f in before["files"]] != [f["sha256"] for f in source["files"]]:
+            changes.append(f"the files of source {source['name']} changed")
+    changes += [f"source {name} was removed" for name in by_name]
+    if not changes and [s["name"] for s in old] != [s["name"] for s in new]:
+        changes.append("the order of the sources changed")
+    return changes
+
+
+def _files(source: SourceConfig, before: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    known = {(f["name"], f["bytes"], f["mtime_ns"]): f["sha256"] for f in before}
+    files = []
+    for _, path in find_files(source.path):
+        status = path.stat()
+        key = (path.name, status.st_size, status.st_mtime_ns)
+        sha256 = known.get(key) or file_sha256(path)
+        files.append(dict(zip(("name", "bytes", "mtime_ns", "sha256"), (*key, sha256))))
+    return files

@@ -1,0 +1,98 @@
+"""Evaluation by loss: nats per predicted token and per character of the answers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn
+from tqdm import tqdm
+
+from mindplm.errors import DataError
+
+
+@dataclass(frozen=True)
+class Score:
+    """Loss sums over a data folder.
+
+    Attributes:
+        nats: Sum of the losses of all predicted tokens, end marks included.
+        num_targets: Predicted tokens, end marks included.
+        num_chars: Characters of the predicted texts, line feeds included.
+        num_rows: Rows read.
+    """
+
+    nats: float
+    num_targets: int
+    num_chars: int
+    num_rows: int
+
+    @property
+    def per_target(self) -> float:
+        """Nats per predicted token."""
+        return self.nats / max(self.num_targets, 1)
+
+    @property
+    def per_char(self) -> float:
+        """Nats per character; it does not depend on how the vocabulary cuts the text."""
+        return self.nats / max(self.num_chars, 1)
+
+    def __str__(self) -> str:
+        perplexity = math.exp(min(self.per_target, 700.0))
+        return (
+            f"{self.per_char:.4f} nats per character, {self.per_target:.4f} per token "
+            f"(perplexity {perplexity:.1f}) over {self.num_chars} characters, "
+            f"{self.num_targets} tokens, {self.num_rows} rows"
+        )
+
+    def to_dict(self) -> dict[str, float]:
+        """All figures, for JSON."""
+        return {**asdict(self), "per_target": self.per_target, "per_char": self.per_char}
+
+
+class Evaluator:
+    """The compiled forward pass over batches of one shape.
+
+    Args:
+        loss: Cell from columns to (loss sum, number of targets).
+    """
+
+    def __init__(self, loss: nn.Cell):
+        @ms.jit
+        def forward(*columns):
+            return loss(*columns)
+
+        self._forward = forward
+
+    def __call__(
+        self,
+        batches: Iterable[tuple[Mapping[str, np.ndarray], Any]],
+        *,
+        total: int,
+        progress: bool = True,
+    ) -> Score:
+        """Sums the losses of all batches.
+
+        Args:
+            batches: (columns, info) pairs; info.num_chars and info.num_rows are summed.
+            total: Number of batches, for the progress bar.
+            progress: Show a bar on a terminal.
+
+        Raises:
+            DataError: Nothing in the batches is predicted.
+        """
+        nats, targets, chars, rows = 0.0, 0, 0, 0
+        bar = tqdm(batches, total=total, desc="evaluate", disable=None if progress else True)
+        for columns, info in bar:
+            loss, count = self._forward(*(Tensor(array) for array in columns.values()))
+            nats += float(loss.asnumpy())
+            targets += round(float(count.asnumpy()))
+            chars += info.num_chars
+            rows += info.num_rows
+        if not targets:
+            raise DataError("the evaluation rows predict nothing")
+        return Score(nats, targets, chars, rows)

@@ -1,0 +1,284 @@
+"""The training loop of one run: data in, steps, log lines, validation, checkpoints."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Optional
+
+import numpy as np
+from tqdm import tqdm
+
+from mindplm import config as settings
+from mindplm import runtime
+from mindplm.checkpoint import Checkpoint, RunFolder, TrainState
+from mindplm.config import RunConfig
+from mindplm.data.loader import RowStream, eval_batches
+from mindplm.errors import UserError
+from mindplm.evaluate import Evaluator, Score
+from mindplm.families import family, vocab_path
+from mindplm.nn.init import initialise
+from mindplm.nn.values import from_arrays, load_model, to_arrays
+from mindplm.runtime import log
+from mindplm.train.metrics import Metrics, plot_losses
+from mindplm.train.optim import Adam
+from mindplm.train.schedule import learning_rate
+from mindplm.train.step import TrainStep
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run leaves behind."""
+
+    step: int
+    checkpoint: Path
+    valid: Optional[Score]
+    curve: Optional[Path]
+    interrupted: bool
+
+
+@dataclass
+class _Window:
+    """Sums between two log lines; losses stay on the device until the line is written."""
+
+    losses: list[Any] = field(default_factory=list)
+    norms: list[Any] = field(default_factory=list)
+    targets: int = 0
+    target_counts: list[int] = field(default_factory=list)
+    tokens: int = 0
+    waited_s: float = 0.0
+    begin_s: float = field(default_factory=time.perf_counter)
+
+    def values(self, step: int) -> dict[str, float]:
+        """Means over the window.
+
+        Raises:
+            UserError: A loss is not a finite number.
+        """
+        losses = np.array([item.asnumpy() for item in self.losses], np.float64).reshape(-1)
+        norms = [float(item.asnumpy()) for item in self.norms]
+        bad = np.flatnonzero(~np.isfinite(losses))
+        if len(bad):
+            raise UserError(
+                f"the loss of step {step - len(losses) + 1 + bad[0]} is {losses[bad[0]]}; lower "
+                "optim.lr or look at the rows of this step; no checkpoint was written since"
+            )
+        counts = np.array(self.target_counts, np.float64)
+        time_s = time.perf_counter() - self.begin_s
+        return {
+            "train/loss": float((losses * counts).sum() / max(counts.sum(), 1.0)),
+            "train/grad_norm": norms[-1],
+            "train/step_ms": 1000 * time_s / len(losses),
+            "train/tokens_per_s": self.tokens / time_s,
+            "train/wait": self.waited_s / time_s,
+        }
+
+
+class Trainer:
+    """Model, optimizer, data and run folder of one training run.
+
+    Args:
+        config: The run's settings.
+        found: The device and ranks.
+    """
+
+    def __init__(self, config: RunConfig, found: runtime.Runtime):
+        self.config, self.found = config, found
+        parts = family(config.family)
+        self.tokenizer = parts.part("tokenizer").from_file(vocab_path(config.tokenizer))
+        dtype = runtime.compute_dtype(config.runtime.dtype)
+        self.model = parts.part("cell")(config.model, dtype)
+        self.loss = parts.part("loss")(self.model)
+        self.shared = set(parts.part("shared_columns"))
+        initialise(self.model, config.runtime.seed)
+        weights = list(self.model.trainable_params())
+        self.optimizer = Adam(weights, config.optim)
+        self.step = TrainStep(
+            self.loss,
+            self.optimizer,
+            clip_norm=config.optim.clip_norm,
+            num_micro=config.accumulation,
+        )
+        self.run = RunFolder(config.train.output)
+        self.done = 0
+
+    def resume(self) -> Optional[Checkpoint]:
+        """Takes weights, moments and the step from a checkpoint, if there is one to go on from."""
+        checkpoint = self.run.resume(self.config.train.resume)
+        if checkpoint is None:
+            return None
+        if checkpoint.model() != self.config.model:
+            raise settings.ConfigError(
+                f"{checkpoint.folder}: its model settings differ from this run's; choose another "
+                "train.output, or train with the settings of the checkpoint"
+            )
+        state = checkpoint.train()
+        if state is None:
+            raise settings.ConfigError(f"{checkpoint.folder} holds no state of training")
+        load_model(self.model, checkpoint.weights(), str(checkpoint.folder))
+        from_arrays(self.moments(), state.arrays, f"{checkpoint.folder}/train")
+        self.done = state.step
+        return checkpoint
+
+    def moments(self) -> list[Any]:
+        """The optimizer's state."""
+        return [*self.optimizer.moment1, *self.optimizer.moment2]
+
+    def save(self) -> Path:
+        """Writes the checkpoint of the steps done."""
+        return self.run.save(
+            TrainState(self.done, to_arrays(self.moments()), {"seed": self.config.runtime.seed}),
+            family=self.config.family,
+            model_config=settings.to_dict(self.config)["model"],
+            weights=to_arrays(self.model.get_parameters()),
+            tokenizer_files=self.tokenizer.files(),
+            run=settings.to_dict(self.config),
+            keep_last=self.config.train.keep_last,
+        )
+
+    def stream(self) -> RowStream:
+        """The training rows from the next step on."""
+        config = self.config
+        return RowStream(
+            Path(config.data.folder) / "train",
+            tokenizer=self.tokenizer,
+            seed=config.runtime.seed,
+            batch_size=config.train.batch_size,
+            rank=self.found.rank,
+            world=self.found.world,
+            start_step=self.done,
+        )
+
+
+@contextmanager
+def _stop_requests() -> Iterator[list[str]]:
+    """Collects SIGINT and SIGTERM instead of dying from them; the second SIGINT interrupts."""
+    seen: list[str] = []
+
+    def note(number: int, frame: Any) -> None:
+        if seen and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        seen.append(signal.Signals(number).name)
+        log.warning("%s: the run stops after this step and saves", seen[-1])
+
+    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield seen
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def pretrain(config: RunConfig) -> Result:
+    """Trains a model from prepared rows, or goes on with a run that was interrupted.
+
+    Args:
+        config: The run's settings; data.folder holds what `preprocess` wrote.
+
+    Raises:
+        UserError: Settings, data or checkpoints that cannot be used; a loss that is no number.
+    """
+    found = runtime.setup(config.runtime)
+    run = RunFolder(config.train.output)
+    run.root.mkdir(parents=True, exist_ok=True)
+    with run.only_process():
+        trainer = Trainer(config, found)
+        resumed = trainer.resume()
+        _announce(trainer, resumed)
+        with Metrics(
+            run.root, config.train.steps, found.rank == 0, resumed_step=trainer.done
+        ) as metrics:
+            return _train(trainer, metrics)
+
+
+def _announce(trainer: Trainer, resumed: Optional[Checkpoint]) -> None:
+    """Says what will be trained, on what, and where it is written."""
+    config, found = trainer.config, trainer.found
+    count = sum(weight.size for weight in trainer.optimizer.weights)
+    rows, length = config.train.batch_size, config.data.seq_len
+    log.info("device      %s (%s)", found.device, "; ".join(found.notes))
+    log.info("model       %s, %s parameters", config.family, f"{count:,}")
+    log.info(
+        "batch       %d rows x %d tokens = %s tokens a step; %d x %d rows x %d device(s)",
+        rows,
+        length,
+        f"{rows * length:,}",
+        config.accumulation,
+        config.micro_batch_size,
+        config.parallel.data,
+    )
+    log.info("run folder  %s", trainer.run.root)
+    if resumed is not None:
+        log.info("resume      step %d of %s", trainer.done, resumed.folder)
+
+
+def _train(trainer: Trainer, metrics: Metrics) -> Result:
+    """Steps from trainer.done to train.steps, with everything around them."""
+    config, train = trainer.config, trainer.config.train
+    valid = Validation(trainer) if config.data.valid else None
+    score: Optional[Score] = None
+    saved = trainer.run.path_of(trainer.done)
+    stream = trainer.stream()
+    bar = tqdm(total=train.steps, initial=trainer.done, desc="train", unit="step", disable=None)
+    window = _Window()
+    with _stop_requests() as stops:
+        try:
+            while trainer.done < train.steps and not stops:
+                _one_step(trainer, stream, window)
+                bar.update()
+                done, last = trainer.done, trainer.done == train.steps
+                if done % train.log_every == 0 or last or stops:
+                    values = window.values(done)
+                    values["train/lr"] = learning_rate(config.optim, done - 1, train.steps)
+                    metrics.log(done, values)
+                    window = _Window()
+                if valid and (last or (train.eval_every and done % train.eval_every == 0)):
+                    score = valid()
+                    metrics.log(done, {"valid/loss": score.per_target, "valid/per_char": score.per_char})
+                    window.begin_s = time.perf_counter()
+                if last or stops or (train.save_every and done % train.save_every == 0):
+                    if window.losses:
+                        window.values(done)
+                    saved = trainer.save()
+                    window.begin_s = time.perf_counter()
+        finally:
+            stream.close()
+            bar.close()
+    curve = trainer.run.root / "loss.png"
+    plot_losses(metrics.path, curve, f"{config.family} in {trainer.run.root.name}")
+    return Result(trainer.done, saved, score, curve, bool(stops))
+
+
+def _one_step(trainer: Trainer, stream: RowStream, window: _Window) -> None:
+    """One optimizer step on the next batch."""
+    config = trainer.config
+    begin_s = time.perf_counter()
+    columns, info = next(stream)
+    window.waited_s += time.perf_counter() - begin_s
+    lr = learning_rate(config.optim, trainer.done, config.train.steps)
+    scalars = trainer.optimizer.scalars(lr, trainer.done, info.num_targets)
+    loss, norm = trainer.step(columns, trainer.shared, scalars)
+    window.losses.append(loss)
+    window.norms.append(norm)
+    window.target_counts.append(info.num_targets)
+    window.tokens += info.num_tokens
+    trainer.done += 1
+
+
+class Validation:
+    """The validation rows of a run and the compiled forward pass over them."""
+
+    def __init__(self, trainer: Trainer):
+        self.trainer = trainer
+        self.evaluator = Evaluator(trainer.loss)
+        self.folder = Path(trainer.config.data.folder) / "valid"
+
+    def __call__(self) -> Score:
+        """Loss over all validation rows."""
+        size = self.trainer.config.micro_batch_size
+        batches = eval_batches(self.folder, tokenizer=self.trainer.tokenizer, batch_size=size)
+        return self.evaluator(batches, total=len(batches))

@@ -216,16 +216,24 @@ def _vocab(args: argparse.Namespace) -> None:
 
 def _preprocess(args: argparse.Namespace) -> None:
     config = _config(args)
-    from mindplm.data import preprocess
+    from mindplm import families
+    from mindplm.data import prepare
 
-    preprocess.run(config)
+    tokenizer = families.family(config.family).part("tokenizer")
+    prepare.run(config, tokenizer.from_file(families.vocab_path(config.tokenizer)))
 
 
 def _pretrain(args: argparse.Namespace) -> None:
     config = _config(args)
     from mindplm import train
 
-    train.pretrain(config)
+    result = train.pretrain(config)
+    print(f"checkpoint: {result.checkpoint}")
+    print(f"loss curve: {result.curve}")
+    if result.valid is not None:
+        print(f"validation: {result.valid}")
+    if result.interrupted:
+        raise KeyboardInterrupt
 
 
 def _evaluate(args: argparse.Namespace) -> None:

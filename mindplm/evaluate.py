@@ -5,14 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Optional
 
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn
 from tqdm import tqdm
 
-from mindplm.errors import DataError
+from mindplm import checkpoint, families, runtime
+from mindplm.config import RunConfig
+from mindplm.data import prepare
+from mindplm.data.loader import eval_batches
+from mindplm.errors import ConfigError, DataError
+from mindplm.nn.values import load_model
 
 
 @dataclass(frozen=True)
@@ -78,7 +84,7 @@ class Evaluator:
         """Sums the losses of all batches.
 
         Args:
-            batches: (columns, info) pairs; info.num_chars and info.num_rows are summed.
+            batches: (columns, info) pairs; of info, "chars" and "rows" are summed.
             total: Number of batches, for the progress bar.
             progress: Show a bar on a terminal.
 
@@ -91,8 +97,33 @@ class Evaluator:
             loss, count = self._forward(*(Tensor(array) for array in columns.values()))
             nats += float(loss.asnumpy())
             targets += round(float(count.asnumpy()))
-            chars += info.num_chars
-            rows += info.num_rows
+            chars += info["chars"]
+            rows += len(info["rows"])
         if not targets:
             raise DataError("the evaluation rows predict nothing")
         return Score(nats, targets, chars, rows)
+
+
+def run(folder: str | Path, config: Optional[RunConfig] = None) -> Score:
+    """Measures a checkpoint on the validation rows of a run.
+
+    Args:
+        folder: A checkpoint, or a run folder, which stands for its newest checkpoint.
+        config: Whose data.valid and runtime are used; None: those of the run that wrote it.
+
+    Raises:
+        UserError: The checkpoint or the rows cannot be used.
+    """
+    saved = checkpoint.read(folder)
+    config = config or saved.run_config()
+    if config is None:
+        raise ConfigError(f"{saved.folder} has no run.yaml; give the settings of a run")
+    runtime.setup(config.runtime)
+    parts = families.family(saved.family)
+    tokenizer = parts.part("tokenizer").from_file(saved.folder / saved.tokenizer_files[0])
+    model = parts.part("cell")(saved.model(), runtime.compute_dtype(config.runtime.dtype))
+    load_model(model, saved.weights(), str(saved.folder))
+    rows = prepare.rows(config, tokenizer, "valid")
+    size = config.micro_batch_size
+    batches = eval_batches(rows, batch_size=size)
+    return Evaluator(parts.part("loss")(model))(batches, total=-(-len(rows) // size))

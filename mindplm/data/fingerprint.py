@@ -9,9 +9,10 @@ from typing import Any
 
 from mindplm.config import SourceConfig
 from mindplm.data.draw import Settings
-from mindplm.data.records import FORMAT, read_manifest
-from mindplm.data.sources import file_sha256, find_files
+from mindplm.data.records import FORMAT, open_folder, read_manifest
+from mindplm.data.sources import find_files
 from mindplm.errors import DataError
+from mindplm.files import sha256_of
 from mindplm.tokenizers.cpm_bee import CpmBeeTokenizer
 
 PREPARE_AGAIN = "prepare the data again"
@@ -77,9 +78,10 @@ def is_fresh(
     tokenizer: CpmBeeTokenizer,
     settings: Settings,
 ) -> bool:
-    """Whether a folder of rows is there and was made from this."""
+    """Whether a folder of rows is there, undamaged, and was made from this."""
     try:
         check_fresh(folder, sources, tokenizer, settings)
+        open_folder(folder)
     except DataError:
         return False
     return True
@@ -138,6 +140,6 @@ def _files(source: SourceConfig, before: list[dict[str, Any]]) -> list[dict[str,
     for _, path in find_files(source.path):
         status = path.stat()
         key = (path.name, status.st_size, status.st_mtime_ns)
-        sha256 = known.get(key) or file_sha256(path)
+        sha256 = known.get(key) or sha256_of(path)
         files.append(dict(zip(("name", "bytes", "mtime_ns", "sha256"), (*key, sha256))))
     return files

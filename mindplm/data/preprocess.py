@@ -21,7 +21,7 @@ from mindplm.data.fingerprint import fingerprint, source_names
 from mindplm.data.instances import Instance
 from mindplm.data.packing import Packer, Row
 from mindplm.data.pool import num_workers, ordered_map
-from mindplm.data.records import FolderWriter
+from mindplm.data.records import RowWriter, new_rows
 from mindplm.data.sources import Document, Item, Problem, SourceReader
 from mindplm.data.tasks import check_tasks, generator
 from mindplm.errors import DataError
@@ -134,7 +134,7 @@ def preprocess(
     packer = Packer(_OPEN_ROWS, settings.shape)
     passes = _Passes(readers, sources, names, settings, report, strict)
     bar = tqdm(total=0, unit="doc", disable=not progress, desc=f"preprocess {Path(folder).name}")
-    with FolderWriter(folder, settings.shape, tokenizer) as writer, bar:
+    with new_rows(folder, settings.shape, tokenizer) as writer, bar:
         for chunk in ordered_map(drawer.many, _chunks(passes.works()), workers):
             for drawn in chunk:
                 for instance in _usable(drawn, names, report, settings, strict):
@@ -184,7 +184,7 @@ def _usable(
     return kept
 
 
-def _write(writer: FolderWriter, rows: list[Row], report: Report) -> None:
+def _write(writer: RowWriter, rows: list[Row], report: Report) -> None:
     for row in rows:
         writer.add(row)
         report.counts["rows"] += 1

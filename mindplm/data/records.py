@@ -1,19 +1,19 @@
-"""Folders of packed rows: MindRecord files with an index, a report and a manifest.
+"""Folders of packed rows: MindRecord files, an index, a report, and what they were made from.
 
   train.mindrecord0, .db ...   rows: `tokens` (the token columns one after the other),
                                `segment_rel`, `task_ids`; int32, without padding
   index.npz                    per row: length, num_targets, num_chars, pairs of the ext table
+  rows.json                    sizes, counts, task names, fingerprint
   report.json                  what was read and what became of it
-  manifest.json                sizes, SHA-256 of all files, and the fingerprint of what made them
+  manifest.json                sizes and checksums of all files
 
-A folder is built under another name and renamed at the end, so it is there whole or not at all.
-(Its files keep their names: a MindRecord file stores its own and cannot be renamed.)
+The folder appears under its name when it is whole. Its files keep their names: a MindRecord file
+stores its own and cannot be renamed, its folder can.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import shutil
@@ -26,13 +26,13 @@ from typing import Any
 
 import numpy as np
 
+from mindplm import files
 from mindplm.data.instances import TOKEN_COLUMNS
 from mindplm.data.packing import Marks, Row, RowShape, row_pairs
-from mindplm.data.sources import file_sha256
-from mindplm.errors import DataError
+from mindplm.errors import CheckpointError, DataError
 
 FORMAT = 1
-MANIFEST = "manifest.json"
+FACTS = "rows.json"
 INDEX = "index.npz"
 REPORT = "report.json"
 RECORDS = "train.mindrecord{}"
@@ -43,6 +43,7 @@ _PAGE_BYTES = 1 << 22
 _ROWS_A_WRITE = 256
 _MIN_FREE_BYTES = 16 << 20
 """MindRecord refuses to write when little more than 10 MB are left."""
+_AGAIN = "prepare the data again"
 
 
 class Index:
@@ -73,10 +74,16 @@ class Index:
 
 @dataclass(frozen=True)
 class RowFolder:
-    """A folder that was opened, and its manifest and index."""
+    """A folder that was opened.
+
+    Attributes:
+        path: The folder.
+        facts: Contents of rows.json.
+        index: What is known of each row.
+    """
 
     path: Path
-    manifest: dict[str, Any]
+    facts: dict[str, Any]
     index: Index
 
     def __len__(self) -> int:
@@ -85,27 +92,27 @@ class RowFolder:
     @property
     def shape(self) -> RowShape:
         """Sizes that its batches have."""
-        return RowShape(**self.manifest["shape"])
+        return RowShape(**self.facts["shape"])
 
     @property
     def marks(self) -> Marks:
         """The numbers of the tokenizer that targets depend on."""
-        return SimpleNamespace(**self.manifest["marks"])
+        return SimpleNamespace(**self.facts["marks"])
 
     @property
     def task_names(self) -> list[str]:
         """Names of the tasks by the numbers in the rows."""
-        return self.manifest["task_names"]
+        return self.facts["task_names"]
 
     def read(self, rows: np.ndarray, *, threads: int = 2) -> Iterator[Row]:
         """Reads rows by their numbers, in the order given, repeated ones too."""
         import mindspore.dataset as ds
 
-        files = [str(self.path / name) for name in self.manifest["records"]]
+        paths = [str(self.path / name) for name in self.facts["records"]]
         # MindRecord takes at most as many numbers at once as there are rows.
         for start in range(0, len(rows), len(self)):
             data = ds.MindDataset(
-                files,
+                paths,
                 columns_list=list(SCHEMA),
                 sampler=ds.SubsetSampler(rows[start : start + len(self)].tolist()),
                 num_parallel_workers=min(threads, os.cpu_count() or 1),
@@ -118,20 +125,42 @@ class RowFolder:
                 raise DataError(f"{self.path}: cannot be read: {_first_error(error)}") from None
 
 
-class FolderWriter:
-    """Writes a folder of rows; a context manager that leaves nothing behind if it is left early.
+@contextlib.contextmanager
+def new_rows(folder: str | Path, shape: RowShape, marks: Marks) -> Iterator[RowWriter]:
+    """Builds a folder of rows, which appears when the block ends and `finish` was called.
 
     Args:
-        folder: Where the folder will be; one of the same kind is replaced.
-        shape: Sizes of batches, kept in the manifest.
-        marks: Usually the tokenizer; kept in the manifest.
-    """
+        folder: The folder; one of rows that is there already is replaced.
+        shape: Sizes of the batches.
+        marks: Usually the tokenizer.
 
-    def __init__(self, folder: str | Path, shape: RowShape, marks: Marks):
-        self.folder = Path(folder)
-        self.shape = shape
+    Raises:
+        DataError: The folder cannot be written; nothing new stays then.
+    """
+    target = Path(folder)
+    empty = not target.exists() or (target.is_dir() and not any(target.iterdir()))
+    if not empty and not (target / FACTS).is_file():
+        raise DataError(f"{target}: exists and holds no prepared rows; name another folder")
+    try:
+        with files.new_folder(target, _MIN_FREE_BYTES) as builder:
+            writer = RowWriter(target, builder, shape, marks)
+            yield writer
+            assert writer.finished, "rows without facts"
+    except CheckpointError as error:
+        raise DataError(str(error)) from None
+    except PermissionError as error:
+        raise DataError(f"{target}: cannot be written: {error.strerror}") from None
+
+
+class RowWriter:
+    """Writes rows into a folder that is being built; made by `new_rows`."""
+
+    def __init__(self, target: Path, builder: files.FolderWriter, shape: RowShape, marks: Marks):
+        self.finished = False
+        self._target = target
+        self._builder = builder
+        self._shape = shape
         self._marks = {n: getattr(marks, n) for n in ("vocab_size", "bos_id", "eos_id")}
-        self._temporary = self.folder.with_name(f".{self.folder.name}.new-{os.getpid()}")
         self._names: list[str] = []
         self._writer: Any = None
         self._bytes = 0
@@ -140,21 +169,6 @@ class FolderWriter:
             name: array("q") for name in ("length", "num_targets", "num_chars", "ext_count")
         }
         self._pairs = {"ext_ids": array("i"), "ext_subs": array("i")}
-
-    def __enter__(self) -> FolderWriter:
-        folder = self.folder
-        empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
-        if not empty and not (folder / MANIFEST).is_file():
-            raise DataError(f"{folder}: exists and holds no prepared rows; name another folder")
-        with self._failures():
-            self.folder.parent.mkdir(parents=True, exist_ok=True)
-            _remove_leftovers(self.folder)
-            self._temporary.mkdir()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._writer = None
-        shutil.rmtree(self._temporary, ignore_errors=True)
 
     def add(self, row: Row) -> None:
         """Writes a row."""
@@ -173,39 +187,41 @@ class FolderWriter:
                 self._close_file()
 
     def finish(self, report: Mapping[str, Any], **facts: Any) -> None:
-        """Writes index, report and manifest and puts the folder in its place.
+        """Writes what belongs to the rows.
 
         Args:
             report: Becomes report.json.
-            facts: Further entries of the manifest.
+            facts: Further entries of rows.json.
         """
         self._write()
         self._close_file()
-        with self._failures():
-            counts = np.frombuffer(self._index.pop("ext_count"), np.int64)
-            columns = {n: np.frombuffer(v, np.int64) for n, v in self._index.items()}
-            starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-            pairs = {n: np.array(v, np.int32) for n, v in self._pairs.items()}
-            np.savez(self._temporary / INDEX, **columns, **pairs, ext_start=starts)
-            _write_json(self._temporary / REPORT, report)
-            manifest = {
-                "format": FORMAT,
-                "rows": len(starts) - 1,
-                "shape": self.shape._asdict(),
-                "marks": self._marks,
-                **facts,
-                "records": self._names,
-                "files": {p.name: _seal(p) for p in sorted(self._temporary.iterdir())},
-            }
-            _write_json(self._temporary / MANIFEST, manifest)
-            _sync(self._temporary / MANIFEST)
-            _sync(self._temporary)
-            old = self.folder.with_name(f".{self.folder.name}.old-{os.getpid()}")
-            if self.folder.exists():
-                self.folder.rename(old)
-            self._temporary.rename(self.folder)
-            _sync(self.folder.parent)
-            shutil.rmtree(old, ignore_errors=True)
+        counts = np.array(self._index.pop("ext_count"), np.int64)
+        columns = {name: np.array(values, np.int32) for name, values in self._index.items()}
+        pairs = {name: np.array(values, np.int32) for name, values in self._pairs.items()}
+        start = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        np.savez(self._builder.folder / INDEX, **columns, **pairs, ext_start=start)
+        facts = {
+            "format": FORMAT,
+            "rows": len(counts),
+            "shape": self._shape._asdict(),
+            "marks": self._marks,
+            "records": self._names,
+            **facts,
+        }
+        for path in sorted(self._builder.folder.iterdir()):
+            self._adopt(path)
+        for name, value in ((REPORT, report), (FACTS, facts)):
+            text = json.dumps(value, ensure_ascii=False, indent=1) + "\n"
+            self._builder.write(name, [text.encode("utf-8")])
+        self.finished = True
+
+    def _adopt(self, path: Path) -> None:
+        """Takes a file that another library wrote into the manifest."""
+        path.chmod(0o644)  # MindRecord makes its files readable by their owner alone
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+        entry = {"bytes": path.stat().st_size, "sha256": files.sha256_of(path)}
+        self._builder.files[path.name] = entry
 
     def _write(self) -> None:
         if not self._waiting:
@@ -221,9 +237,9 @@ class FolderWriter:
 
         name = RECORDS.format(len(self._names))
         self._names.append(name)
-        self._writer = FileWriter(str(self._temporary / name), shard_num=1)
+        self._writer = FileWriter(str(self._builder.folder / name), shard_num=1)
         self._writer.set_header_size(_HEADER_BYTES)
-        largest = 4 * (len(TOKEN_COLUMNS) * self.shape.seq_len + self.shape.max_rel)
+        largest = 4 * (len(TOKEN_COLUMNS) * self._shape.seq_len + self._shape.max_rel)
         page = _PAGE_BYTES
         while page < 4 * largest:
             page *= 2
@@ -239,24 +255,17 @@ class FolderWriter:
 
     @contextlib.contextmanager
     def _failures(self) -> Iterator[None]:
-        """Turns failures to write into one line that names the folder."""
+        """Turns MindRecord's only kind of error into one line that names the folder."""
         try:
             yield
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise DataError(self._no_space()) from None
-            raise DataError(f"{self.folder}: cannot be written: {error.strerror}") from None
-        except RuntimeError as error:  # MindRecord's only kind of error
-            if _free_bytes(self.folder.parent) < _MIN_FREE_BYTES or "free disk" in str(error):
-                raise DataError(self._no_space()) from None
-            raise DataError(f"{self.folder}: cannot be written: {_first_error(error)}") from None
-
-    def _no_space(self) -> str:
-        free = _free_bytes(self.folder.parent) / 2**20
-        return (
-            f"{self.folder}: no space left on device ({free:.0f} MB free); nothing was kept, "
-            "free some space or name a folder elsewhere"
-        )
+        except RuntimeError as error:
+            free = shutil.disk_usage(self._builder.folder).free
+            if free < _MIN_FREE_BYTES or "free disk" in str(error):
+                raise DataError(
+                    f"{self._target}: no space left on device ({free / 2**20:.0f} MB free); "
+                    "nothing was kept, free some space or name a folder elsewhere"
+                ) from None
+            raise DataError(f"{self._target}: cannot be written: {_first_error(error)}") from None
 
 
 def open_folder(folder: str | Path, *, verify: bool = True) -> RowFolder:
@@ -264,98 +273,45 @@ def open_folder(folder: str | Path, *, verify: bool = True) -> RowFolder:
 
     Args:
         folder: The folder.
-        verify: Compare the SHA-256 of every file first; a damaged MindRecord file can crash the
-            process that reads it.
+        verify: Compare the checksum of every file first; a damaged MindRecord file can crash
+            the process that reads it.
 
     Raises:
         DataError: It is not there, incomplete, damaged or of another format.
     """
     path = Path(folder)
-    manifest = read_manifest(path)
-    for name, facts in manifest["files"].items():
-        file = path / name
-        if not file.is_file():
-            raise DataError(f"{file}: missing; prepare the data again")
-        if file.stat().st_size != facts["bytes"]:
-            found, wanted = file.stat().st_size, facts["bytes"]
-            raise DataError(f"{file}: has {found} bytes, expected {wanted}; prepare the data again")
-        if verify and file_sha256(file) != facts["sha256"]:
-            raise DataError(f"{file}: damaged (checksum differs); prepare the data again")
+    facts = read_manifest(path)
+    try:
+        files.verify(path, None if verify else (FACTS, INDEX))
+    except CheckpointError as error:
+        raise DataError(f"{error}; {_AGAIN}") from None
     with np.load(path / INDEX) as arrays:
         index = Index(dict(arrays))
-    return RowFolder(path, manifest, index)
+    return RowFolder(path, facts, index)
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:
-    """The manifest of a folder of rows.
+    """The contents of rows.json.
 
     Raises:
         DataError: There is none that can be used.
     """
-    path = Path(folder) / MANIFEST
+    path = Path(folder) / FACTS
     if not path.parent.is_dir():
         raise DataError(f"{folder}: no such folder of prepared rows; run preprocess first")
     if not path.is_file():
-        raise DataError(f"{folder}: no {MANIFEST} in it, so it holds no prepared rows")
+        raise DataError(f"{path}: missing, so the folder holds no prepared rows")
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        found = manifest["format"]
-        _ = manifest["files"], manifest["records"], manifest["shape"], manifest["marks"]
-    except (ValueError, KeyError, TypeError):
-        raise DataError(f"{path}: damaged; prepare the data again") from None
-    if found != FORMAT:
-        raise DataError(f"{path}: has format {found}, expected {FORMAT}; prepare the data again")
-    return manifest
+        files.verify(path.parent, [FACTS])
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except (CheckpointError, KeyError) as error:
+        raise DataError(f"{error}; {_AGAIN}") from None
+    if facts["format"] != FORMAT:
+        raise DataError(f"{path}: has format {facts['format']}, expected {FORMAT}; {_AGAIN}")
+    return facts
 
 
 def _first_error(error: RuntimeError) -> str:
     """The line that matters of MindSpore's long messages."""
     lines = [line for line in str(error).splitlines() if "[ERROR]" in line]
     return (lines or [str(error)])[0].replace("[ERROR]", "").strip()
-
-
-def _seal(path: Path) -> dict[str, Any]:
-    path.chmod(0o644)  # MindRecord makes its files readable by their owner alone
-    _sync(path)
-    return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    text = json.dumps(value, ensure_ascii=False, indent=1)
-    path.write_text(text + "\n", encoding="utf-8")
-
-
-def _free_bytes(folder: Path) -> int:
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Removes what a process that was killed left; an `.old` folder is put back if it can be."""
-    for kind in ("old", "new"):
-        for path in folder.parent.glob(f".{folder.name}.{kind}-*"):
-            if _alive(path.name.rsplit("-", 1)[1]):
-                continue
-            if kind == "old" and not folder.exists():
-                path.rename(folder)
-            else:
-                shutil.rmtree(path, ignore_errors=True)
-
-
-def _alive(process: str) -> bool:
-    try:
-        os.kill(int(process), 0)
-    except (ProcessLookupError, ValueError):
-        return False
-    except PermissionError:
-        return True
-    return int(process) != os.getpid()

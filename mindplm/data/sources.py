@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import glob
 import gzip
-import hashlib
 import json
 import os
 import zlib
@@ -154,15 +153,6 @@ class SourceReader:
         if not text.strip():
             return Problem(item.place, "empty text", f"{self._text_field!r} holds no text")
         return Document(item.place, {**item.fields, "text": text})
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, as hexadecimal digits."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _suffix(name: str, path: Path | None = None) -> str:

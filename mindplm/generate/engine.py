@@ -1,7 +1,8 @@
 """Runs a policy over a network of two compiled calls: the whole prompt, then one token at a time.
 
 Lengths are fixed so that few graphs are compiled: prompts are padded to buckets, the cache of a
-call is as long as its largest bucket and the new tokens need, batches are filled up with copies.
+call is as long as its largest bucket and the new tokens need. Prompts of like length are batched;
+a batch takes the bucket of its longest, and the last batch of a call is filled up with copies.
 """
 
 from __future__ import annotations
@@ -118,7 +119,7 @@ class Engine:
         rows_per_prompt: int = 1,
         max_new_tokens: int = 100,
     ) -> Iterator[tuple[int, Written]]:
-        """Writes for all prompts, batch by batch, short prompts first.
+        """Writes for all prompts, batch by batch, long prompts first.
 
         Args:
             prompts: Of any lengths up to the largest bucket less one.
@@ -131,34 +132,32 @@ class Engine:
         """
         if not prompts:
             return
-        groups = self._group(prompts)
+        order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+        longest = self._bucket(prompts[order[0]], order[0])
         new_tokens = -(-max_new_tokens // _NEW_TOKENS_STEP) * _NEW_TOKENS_STEP
         shape = _Shape(
             batch=min(self._batch_size, len(prompts)),
             rows_per_prompt=rows_per_prompt,
-            cache_len=max(groups) + new_tokens,
+            cache_len=longest + new_tokens,
             max_rel=_room(_REL_ROOM, max(len(prompt.rel) for prompt in prompts)),
             max_ext=_room(_EXT_ROOM, prompting.num_ext(prompts)),
         )
-        for bucket, members in sorted(groups.items()):
-            for first in range(0, len(members), shape.batch):
-                numbers = members[first : first + shape.batch]
-                chosen = [prompts[i] for i in numbers]
-                yield from zip(numbers, self._write(chosen, numbers, bucket, make_policy, shape))
+        for first in range(0, len(prompts), shape.batch):
+            bucket = self._bucket(prompts[order[first]], order[first])
+            numbers = sorted(order[first : first + shape.batch])
+            chosen = [prompts[i] for i in numbers]
+            yield from zip(numbers, self._write(chosen, numbers, bucket, make_policy, shape))
 
-    def _group(self, prompts: Sequence[Prompt]) -> dict[int, list[int]]:
-        """Bucket -> numbers of the prompts that belong there."""
-        groups: dict[int, list[int]] = {}
-        for i, prompt in enumerate(prompts):
-            bucket = next((b for b in self._buckets if b > len(prompt)), None)
-            if bucket is None:
-                raise DataError(
-                    f"prompt {i + 1} has {len(prompt)} tokens, the largest of generate.buckets "
-                    f"({self._buckets[-1]}) holds {self._buckets[-1] - 1}; shorten it or add a "
-                    "larger bucket"
-                )
-            groups.setdefault(bucket, []).append(i)
-        return groups
+    def _bucket(self, prompt: Prompt, number: int) -> int:
+        """The smallest bucket that holds a prompt and a begin mark."""
+        for bucket in self._buckets:
+            if bucket > len(prompt):
+                return bucket
+        raise DataError(
+            f"prompt {number + 1} has {len(prompt)} tokens, the largest of generate.buckets "
+            f"({self._buckets[-1]}) holds {self._buckets[-1] - 1}; shorten it or add a larger "
+            "bucket"
+        )
 
     def _write(
         self,

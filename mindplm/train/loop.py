@@ -17,6 +17,7 @@ from mindplm import config as settings
 from mindplm import runtime
 from mindplm.checkpoint import Checkpoint, RunFolder, TrainState
 from mindplm.config import RunConfig
+from mindplm.data import prepare
 from mindplm.data.loader import RowStream, eval_batches
 from mindplm.errors import UserError
 from mindplm.evaluate import Evaluator, Score
@@ -144,8 +145,7 @@ class Trainer:
         """The training rows from the next step on."""
         config = self.config
         return RowStream(
-            Path(config.data.folder) / "train",
-            tokenizer=self.tokenizer,
+            prepare.rows(config, self.tokenizer, "train"),
             seed=config.runtime.seed,
             batch_size=config.train.batch_size,
             rank=self.found.rank,
@@ -260,12 +260,12 @@ def _one_step(trainer: Trainer, stream: RowStream, window: _Window) -> None:
     columns, info = next(stream)
     window.waited_s += time.perf_counter() - begin_s
     lr = learning_rate(config.optim, trainer.done, config.train.steps)
-    scalars = trainer.optimizer.scalars(lr, trainer.done, info.num_targets)
+    scalars = trainer.optimizer.scalars(lr, trainer.done, info["targets"])
     loss, norm = trainer.step(columns, trainer.shared, scalars)
     window.losses.append(loss)
     window.norms.append(norm)
-    window.target_counts.append(info.num_targets)
-    window.tokens += info.num_tokens
+    window.target_counts.append(info["targets"])
+    window.tokens += info["tokens"]
     trainer.done += 1
 
 
@@ -273,12 +273,11 @@ class Validation:
     """The validation rows of a run and the compiled forward pass over them."""
 
     def __init__(self, trainer: Trainer):
-        self.trainer = trainer
+        self.size = trainer.config.micro_batch_size
+        self.rows = prepare.rows(trainer.config, trainer.tokenizer, "valid")
         self.evaluator = Evaluator(trainer.loss)
-        self.folder = Path(trainer.config.data.folder) / "valid"
 
     def __call__(self) -> Score:
         """Loss over all validation rows."""
-        size = self.trainer.config.micro_batch_size
-        batches = eval_batches(self.folder, tokenizer=self.trainer.tokenizer, batch_size=size)
-        return self.evaluator(batches, total=len(batches))
+        batches = eval_batches(self.rows, batch_size=self.size)
+        return self.evaluator(batches, total=-(-len(self.rows) // self.size))

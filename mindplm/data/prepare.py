@@ -1,0 +1,81 @@
+"""The rows of a run: prepared from its settings, and opened again after checking that they fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mindplm.config import RunConfig, SourceConfig
+from mindplm.data.draw import Settings
+from mindplm.data.fingerprint import check_fresh, is_fresh
+from mindplm.data.preprocess import preprocess
+from mindplm.data.records import RowFolder, open_folder, read_manifest
+from mindplm.errors import ConfigError
+from mindplm.runtime import log
+from mindplm.tokenizers.cpm_bee import CpmBeeTokenizer
+
+SPLITS = ("train", "valid")
+
+
+def run(config: RunConfig, tokenizer: CpmBeeTokenizer) -> dict[str, dict[str, Any]]:
+    """Prepares the training and validation rows of a run; rows that fit already are left.
+
+    Returns:
+        The report of each part that was prepared now.
+    """
+    reports = {}
+    for split in SPLITS:
+        sources, folder = _sources(config, split), _folder(config, split)
+        if not sources:
+            continue
+        settings = _settings(config, split)
+        if is_fresh(folder, sources, tokenizer, settings):
+            rows = read_manifest(folder)["rows"]
+            log.info("%s: %d rows are there and up to date", folder, rows)
+            continue
+        reports[split] = preprocess(sources, tokenizer, settings, folder)
+        _tell(folder, reports[split])
+    return reports
+
+
+def rows(config: RunConfig, tokenizer: CpmBeeTokenizer, split: str) -> RowFolder:
+    """Opens the prepared rows of a run.
+
+    Raises:
+        DataError: They are not there, damaged, or made from something else.
+    """
+    sources, folder = _sources(config, split), _folder(config, split)
+    if not sources:
+        raise ConfigError(f"data.{split} names no sources")
+    check_fresh(folder, sources, tokenizer, _settings(config, split))
+    return open_folder(folder)
+
+
+def _sources(config: RunConfig, split: str) -> list[SourceConfig]:
+    return config.data.train if split == "train" else config.data.valid
+
+
+def _folder(config: RunConfig, split: str) -> Path:
+    return Path(config.data.folder) / split
+
+
+def _settings(config: RunConfig, split: str) -> Settings:
+    settings = Settings.of(config.data, seed=config.runtime.seed, max_depth=config.model.max_depth)
+    if split == "train":
+        return settings
+    return Settings(settings.shape, 1, settings.seed, settings.max_depth)
+
+
+def _tell(folder: Path, report: dict[str, Any]) -> None:
+    """Says what was read and written, and what could not be used."""
+    log.info(
+        "%s: %s documents, %s records, %s rows, %s tokens (%.0f %% full), %.0f s",
+        folder,
+        *(f"{report[name]:,}" for name in ("documents", "instances", "rows", "tokens")),
+        100 * report["fill"],
+        report["seconds"],
+    )
+    for reason, entry in report["invalid"].items():
+        log.warning("%s: %d not used: %s", folder, entry["count"], reason)
+        for example in entry["first"]:
+            log.warning("    %s", example)

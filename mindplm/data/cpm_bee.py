@@ -31,7 +31,7 @@ class RecordError(DataError):
     `too_big` tells that a smaller one of its kind could be used.
     """
 
-    def __init__(self, reason: str, message: str, *, too_big: bool = False):
+    def __init__(self, message: str, *, reason: str = "invalid record", too_big: bool = False):
         super().__init__(message)
         self.reason = reason
         self.too_big = too_big
@@ -211,7 +211,7 @@ def _visit(
         return
     if not isinstance(value, Mapping):
         message = f"{_name(path)} is {_kind(value)}; expected text or an object of texts"
-        raise RecordError("wrong type", message)
+        raise RecordError(message, reason="wrong type")
     items = list(value.items())
     if inside and shuffle is not None:
         order = np.arange(len(items))
@@ -220,7 +220,7 @@ def _visit(
     for key, child in items:
         if not isinstance(key, str):
             message = f"{_name(path)} has the key {key!r}, {_kind(key)}; expected text"
-            raise RecordError("wrong type", message)
+            raise RecordError(message, reason="wrong type")
         yield _Node(key, depth, path, False, False)
         yield from _visit(child, depth + 1, (*path, key), shuffle)
 
@@ -235,7 +235,7 @@ def _encode(
                 return known, table
         return tokenizer.encode(node.text, table)
     except UserError as error:
-        raise RecordError("invalid text", f"{_place(node)}: {error}") from None
+        raise RecordError(f"{_place(node)}: {error}", reason="invalid text") from None
 
 
 @lru_cache(maxsize=4096)
@@ -253,9 +253,9 @@ def _base(text: str, node: _Node, tokenizer: CpmBeeTokenizer) -> str:
     if base not in tokenizer.token_to_id:
         known = " ".join(tokenizer.special_tokens)
         raise RecordError(
-            "unknown tag",
             f"{_place(node)}: unknown tag {text}; accepted: {known}, or one of these with a "
             "suffix like <mask_0>; a literal '<' is written '<<'",
+            reason="unknown tag",
         )
     return base
 

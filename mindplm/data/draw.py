@@ -175,10 +175,10 @@ class Drawer:
     ) -> Instance:
         if ANSWER not in record:
             keys = ", ".join(map(str, record)) or "none"
-            raise RecordError("no <ans>", f"record without {ANSWER} (keys: {keys})")
+            raise RecordError(f"record without {ANSWER} (keys: {keys})", reason="no <ans>")
         sample = to_arrays(record, self._tokenizer, max_depth=self._settings.max_depth, shuffle=rng)
         if sample.context.all():
-            raise RecordError("nothing to predict", f"record.{ANSWER} holds no text")
+            raise RecordError(f"record.{ANSWER} holds no text", reason="nothing to predict")
         instance = make_instance(sample)
         check_fits(instance, shape)
         return instance

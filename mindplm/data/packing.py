@@ -220,7 +220,7 @@ def check_fits(instance: Instance, shape: RowShape) -> None:
         if need > (limit or need):
             reason, what = _TOO_BIG[name]
             message = f"record of {what.format(need)}, {name} is {limit}"
-            raise RecordError(reason, message, too_big=True)
+            raise RecordError(message, reason=reason, too_big=True)
 
 
 def _largest(left: Mapping[int, int], right: Mapping[int, int]) -> dict[int, int]:

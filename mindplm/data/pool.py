@@ -75,32 +75,29 @@ def _start(function: Callable[[Any], Any]) -> tuple[BaseProcess, Connection]:
 
 def _work(function: Callable[[Any], Any], connection: Connection) -> None:
     """What a worker does until the other end of its connection is closed."""
-    while True:
-        try:
+    try:
+        while True:
             item = connection.recv()
-        except (EOFError, KeyboardInterrupt):
-            return
-        try:
-            answer: tuple[Any, BaseException | None] = (function(item), None)
-        except Exception as error:
-            answer = (None, error)
-        try:
+            try:
+                answer: tuple[Any, BaseException | None] = (function(item), None)
+            except Exception as error:
+                answer = (None, error)
             connection.send(answer)
-        except (BrokenPipeError, KeyboardInterrupt):
-            return
+    except (EOFError, BrokenPipeError, ConnectionResetError, KeyboardInterrupt):
+        return
 
 
 def _send(connection: Connection, item: Any) -> None:
     try:
         connection.send(item)
-    except BrokenPipeError:
+    except (BrokenPipeError, ConnectionResetError):
         raise _dead() from None
 
 
 def _receive(connection: Connection) -> Any:
     try:
         result, error = connection.recv()
-    except EOFError:
+    except (EOFError, ConnectionResetError):
         raise _dead() from None
     if error is not None:
         raise error

@@ -32,6 +32,7 @@ from mindplm.data.packing import Marks, Row, RowShape, row_pairs
 from mindplm.errors import CheckpointError, DataError
 
 FORMAT = 1
+"""To be raised when rows of the same sources become different, as by new wording of tasks."""
 FACTS = "rows.json"
 INDEX = "index.npz"
 REPORT = "report.json"

@@ -174,10 +174,17 @@ def _cut(text: str, verse: bool, rng: np.random.Generator) -> int:
     if ends:
         return ends[int(mark * len(ends))]
     cut = 1 + int(mark * mark * (len(text) - 1))
-    for at in range(cut, max(0, cut - 20), -1):  # not inside a word of letters
-        if not (text[at - 1].isascii() and text[at - 1].isalnum()) or text[at].isspace():
-            return at - 1 if text[at - 1] == " " and at > 1 else at
+    near = [*range(cut, max(0, cut - 20), -1), *range(cut + 1, min(cut + 20, len(text)))]
+    for at in near:
+        left, right = text[at - 1], text[at]
+        if not (_is_letter(left) and _is_letter(right)):
+            return at - 1 if left == " " and at > 1 else at
     return cut
+
+
+def _is_letter(character: str) -> bool:
+    """Whether a character is part of a word that is not cut."""
+    return character.isascii() and character.isalnum()
 
 
 def _blanks(

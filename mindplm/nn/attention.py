@@ -4,45 +4,58 @@ from __future__ import annotations
 
 from mindspore import nn, ops
 
-from mindplm.nn.kernels import softmax
+from mindplm.nn.kernels import Softmax
 from mindplm.nn.layers import Linear
 
 
-def attend(q_bhtk, k_bhsk, v_bhsk, bias_bhts):
+class Attend(nn.Cell):
     """Attention of scaled queries; masked positions hold a large negative bias.
 
     Softmax in fp32. A row whose every position is masked gives the mean of the values here; the
     caller removes such rows.
     """
-    logits_bhts = ops.BatchMatMul(transpose_b=True)(q_bhtk, k_bhsk)
-    weights_bhts = softmax(logits_bhts + bias_bhts).astype(v_bhsk.dtype)
-    return ops.BatchMatMul()(weights_bhts, v_bhsk)
+
+    def __init__(self):
+        super().__init__()
+        self.scores = ops.BatchMatMul(transpose_b=True)
+        self.mix = ops.BatchMatMul()
+        self.softmax = Softmax()
+
+    def construct(self, q_bhtk, k_bhsk, v_bhsk, bias_bhts):
+        logits_bhts = self.scores(q_bhtk, k_bhsk) + bias_bhts
+        return self.mix(self.softmax(logits_bhts).astype(v_bhsk.dtype), v_bhsk)
 
 
 class Attention(nn.Cell):
-    """Query, key, value and output projections around `attend`.
+    """Query, key, value and output projections around `Attend`.
 
     Args:
         hidden_size: Width of the residual stream.
         num_heads: Heads.
         head_dim: Width of a head; num_heads * head_dim need not equal hidden_size.
-        fan_in_scale: Whether every projection is divided by the root of its input width.
+        out_scale: Constant on the output.
         std: Standard deviation of the initial weights.
         dtype: Type of weights and activations.
     """
 
-    def __init__(self, hidden_size, num_heads, head_dim, *, fan_in_scale, std, dtype):
+    def __init__(self, hidden_size, num_heads, head_dim, *, out_scale=1.0, std, dtype):
         super().__init__()
         inner = num_heads * head_dim
-        scale = hidden_size**-0.5 if fan_in_scale else 1.0
-        root = head_dim**-0.5
-        self.q = Linear(hidden_size, inner, scale=scale * root, std=std, dtype=dtype)
-        self.k = Linear(hidden_size, inner, scale=scale, std=std, dtype=dtype)
-        self.v = Linear(hidden_size, inner, scale=scale, std=std, dtype=dtype)
-        self.o = Linear(
-            inner, hidden_size, scale=inner**-0.5 if fan_in_scale else 1.0, std=std, dtype=dtype
-        )
+        self.q = Linear(hidden_size, inner, std=std, dtype=dtype)
+        self.k = Linear(hidden_size, inner, std=std, dtype=dtype)
+        self.v = Linear(hidden_size, inner, std=std, dtype=dtype)
+        self.o = Linear(inner, hidden_size, std=std, dtype=dtype)
+        self.attend = Attend()
+        self.query_scale, self.out_scale = head_dim**-0.5, out_scale
         self.num_heads, self.head_dim = num_heads, head_dim
+
+    def query(self, x_btd):
+        """Scaled queries [B, H, T, K]."""
+        return self.split(self.q(x_btd) * self.query_scale)
+
+    def output(self, out_bhtk, row_bt1):
+        """Joins the heads and projects them; row_bt1 is 1, or 0 where the output must be zero."""
+        return self.o(self.join(out_bhtk) * (row_bt1 * self.out_scale))
 
     def split(self, x_btd):
         """[B, T, H * K] to [B, H, T, K]."""
@@ -62,8 +75,5 @@ class Attention(nn.Cell):
             bias_bhts: fp32 additive bias with the mask in it.
             row_bt1: 1 for rows that see anything, 0 for rows whose output must be zero.
         """
-        out_bhtk = attend(
-            self.split(self.q(x_btd)), self.split(self.k(x_btd)), self.split(self.v(x_btd)),
-            bias_bhts,
-        )
-        return self.o(self.join(out_bhtk) * row_bt1)
+        k_bhsk, v_bhsk = self.split(self.k(x_btd)), self.split(self.v(x_btd))
+        return self.output(self.attend(self.query(x_btd), k_bhsk, v_bhsk, bias_bhts), row_bt1)

@@ -116,18 +116,20 @@ class CpmBee(nn.Cell):
     @staticmethod
     def block(config: CpmBeeConfig, layer: int, dtype) -> Block:
         """Builds one block; a half that the configuration removes has no parameters."""
-        hidden = config.hidden_size
+        hidden, inner = config.hidden_size, config.num_heads * config.head_dim
+        # Every product is divided by the root of its input width; that is done where it is
+        # cheapest: in the norm before it, on the joined heads, inside the gate.
+        sizes = {"std": 1.0, "dtype": dtype}
         parts: list = [None, None, None, None]
         if layer not in config.no_attention:
-            parts[0] = RMSNorm(hidden, config.eps, dtype=dtype)
+            parts[0] = RMSNorm(hidden, config.eps, scale=hidden**-0.5, dtype=dtype)
             parts[1] = Attention(
-                hidden, config.num_heads, config.head_dim, fan_in_scale=True, std=1.0, dtype=dtype
+                hidden, config.num_heads, config.head_dim, out_scale=inner**-0.5, **sizes
             )
         if layer not in config.no_ffn:
-            parts[2] = RMSNorm(hidden, config.eps, dtype=dtype)
-            parts[3] = GatedFeedForward(
-                hidden, config.ffn_size, fan_in_scale=True, std=1.0, dtype=dtype
-            )
+            scale = config.ffn_size**-0.5
+            parts[2] = RMSNorm(hidden, config.eps, scale=hidden**-0.5, dtype=dtype)
+            parts[3] = GatedFeedForward(hidden, config.ffn_size, out_scale=scale, **sizes)
         return Block(*parts, keep=RESIDUAL_KEEP)
 
     def bias(self, columns):

@@ -10,7 +10,6 @@ from __future__ import annotations
 from mindspore import nn, ops
 
 from mindplm.models.cpm_bee.cell import CpmBee
-from mindplm.nn.attention import attend
 from mindplm.nn.cache import place_token, take_rows
 from mindplm.nn.kernels import masked
 
@@ -55,13 +54,14 @@ class CpmBeePrefill(nn.Cell):
         mask = ops.logical_and(sees, visible(samples, samples, counts))
         bias = masked(model.position_bias(index), mask.expand_dims(1))
         x = model.embed(ids, subs)
+        row = ops.ones((1, 1, 1), x.dtype)
         cache = ()
         for block in model.blocks:
             if block.has_attn:
                 attn = block.attn
                 h = block.attn_norm(x)
                 k, v = attn.split(attn.k(h)), attn.split(attn.v(h))
-                out = attn.o(attn.join(attend(attn.split(attn.q(h)), k, v, bias)))
+                out = attn.output(attn.attend(attn.query(h), k, v, bias), row)
                 x = (x + out) * block.keep
                 cache = cache + (k, v)
             x = block.feed(x)
@@ -108,6 +108,7 @@ class CpmBeeStep(nn.Cell):
         mask = visible(zero, key_samples, key_counts)
         bias = masked(model.position_bias(index), mask.expand_dims(1))
         x = model.embed(ids, subs).expand_dims(1)
+        row = ops.ones((1, 1, 1), x.dtype)
         cache = ()
         number = 0
         for block in model.blocks:
@@ -116,7 +117,7 @@ class CpmBeeStep(nn.Cell):
                 h = block.attn_norm(x)
                 k = place_token(take_rows(old[number], parents), attn.split(attn.k(h)), slot)
                 v = place_token(take_rows(old[number + 1], parents), attn.split(attn.v(h)), slot)
-                out = attn.o(attn.join(attend(attn.split(attn.q(h)), k, v, bias)))
+                out = attn.output(attn.attend(attn.query(h), k, v, bias), row)
                 x = (x + out) * block.keep
                 cache = cache + (k, v)
                 number += 2

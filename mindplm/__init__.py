@@ -9,11 +9,16 @@ The public names load what they need on first use, so that importing the package
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from types import ModuleType
 from typing import Any
 
 __version__ = "0.1.0"
+
+# MindSpore reads its log level when it is imported; its warnings about absent devices and its own
+# deprecated operators say nothing to a user. A level that the user set wins.
+os.environ.setdefault("GLOG_v", "3")
 
 _NAMES = {
     "load": "mindplm.generate:load",

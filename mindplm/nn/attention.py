@@ -35,16 +35,17 @@ class Attention(nn.Cell):
         head_dim: Width of a head; num_heads * head_dim need not equal hidden_size.
         out_scale: Constant on the output.
         std: Standard deviation of the initial weights.
+        out_std: The same for the output projection.
         dtype: Type of weights and activations.
     """
 
-    def __init__(self, hidden_size, num_heads, head_dim, *, out_scale=1.0, std, dtype):
+    def __init__(self, hidden_size, num_heads, head_dim, *, out_scale=1.0, std, out_std, dtype):
         super().__init__()
         inner = num_heads * head_dim
         self.q = Linear(hidden_size, inner, std=std, dtype=dtype)
         self.k = Linear(hidden_size, inner, std=std, dtype=dtype)
         self.v = Linear(hidden_size, inner, std=std, dtype=dtype)
-        self.o = Linear(inner, hidden_size, std=std, dtype=dtype)
+        self.o = Linear(inner, hidden_size, std=out_std, dtype=dtype)
         self.attend = Attend()
         self.query_scale, self.out_scale = head_dim**-0.5, out_scale
         self.num_heads, self.head_dim = num_heads, head_dim

@@ -14,11 +14,11 @@ class GatedFeedForward(nn.Cell):
     Source: Shazeer, "GLU Variants Improve Transformer", GEGLU.
     """
 
-    def __init__(self, hidden_size, ffn_size, *, out_scale=1.0, std, dtype):
+    def __init__(self, hidden_size, ffn_size, *, out_scale=1.0, std, out_std, dtype):
         super().__init__()
         self.gate = Linear(hidden_size, ffn_size, std=std, dtype=dtype)
         self.up = Linear(hidden_size, ffn_size, std=std, dtype=dtype)
-        self.down = Linear(ffn_size, hidden_size, std=std, dtype=dtype)
+        self.down = Linear(ffn_size, hidden_size, std=out_std, dtype=dtype)
         self.out_scale = out_scale
 
     def construct(self, x_btd):

@@ -77,10 +77,10 @@ class ProjectedNll(nn.Cell):
         d_hidden = d_hidden - ops.gather(table_vd, row, 0) * base_weight
         d_hidden = d_hidden - ops.gather(extra_ed, extra_row, 0) * extra_weight
         d_table = self.transposed(p_base, hidden_nd * self.scale)
-        d_table = ops.tensor_scatter_sub(d_table, row.expand_dims(1), hidden_nd * base_weight)
+        d_table = ops.tensor_scatter_add(d_table, row.expand_dims(1), hidden_nd * -base_weight)
         d_extra = self.transposed(p_extra, hidden_nd)
-        d_extra = ops.tensor_scatter_sub(
-            d_extra, extra_row.expand_dims(1), hidden_nd * extra_weight
+        d_extra = ops.tensor_scatter_add(
+            d_extra, extra_row.expand_dims(1), hidden_nd * -extra_weight
         )
         none = ops.zeros_like(extra_mask_e), ops.zeros_like(labels_n)
         return (d_hidden, d_table, d_extra, *none)

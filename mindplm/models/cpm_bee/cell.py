@@ -119,7 +119,7 @@ class CpmBee(nn.Cell):
         hidden, inner = config.hidden_size, config.num_heads * config.head_dim
         # Every product is divided by the root of its input width; that is done where it is
         # cheapest: in the norm before it, on the joined heads, inside the gate.
-        sizes = {"std": 1.0, "dtype": dtype}
+        sizes = {"std": 1.0, "out_std": config.residual_init_std, "dtype": dtype}
         parts: list = [None, None, None, None]
         if layer not in config.no_attention:
             parts[0] = RMSNorm(hidden, config.eps, scale=hidden**-0.5, dtype=dtype)

@@ -53,7 +53,10 @@ class CpmBeeConfig:
     max_len: int = 2048
     """Most tokens of a row."""
     init_std: float = 0.02
-    """Standard deviation of the first embedding; all other matrices start with 1."""
+    """Standard deviation of the first embedding."""
+    residual_init_std: float = 1.0
+    """Standard deviation of the first output matrices of both parts of a block; smaller than 1
+    starts nearer to the identity. All other matrices start with 1."""
 
     def __post_init__(self) -> None:
         at_least("model", self, vocab_size=0, hidden_size=1, num_heads=1, head_dim=1, ffn_size=1)
@@ -76,7 +79,8 @@ class CpmBeeConfig:
         )
         require(self.eps > 0, f"model.eps={self.eps}, expected > 0")
         between("model", self, 0, 1, "dropout")
-        require(self.init_std > 0, f"model.init_std={self.init_std}, expected > 0")
+        for name in ("init_std", "residual_init_std"):
+            require(getattr(self, name) > 0, f"model.{name}={getattr(self, name)}, expected > 0")
         for name in ("no_attention", "no_ffn"):
             layers = getattr(self, name)
             fits = all(0 <= i < self.num_layers for i in layers) and len(set(layers)) == len(layers)

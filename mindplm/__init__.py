@@ -23,12 +23,17 @@ os.environ.setdefault("GLOG_v", "3")
 _NAMES = {
     "load": "mindplm.generate:load",
     "generate": "mindplm.generate:generate",
+    "stream": "mindplm.generate:stream",
+    "score": "mindplm.generate.scoring:score",
+    "choose": "mindplm.generate.scoring:choose",
+    "Chat": "mindplm.generate.chat:Chat",
     "evaluate": "mindplm.evaluate:run",
+    "convert": "mindplm.convert:convert",
     "train": "mindplm.train:pretrain",
     "load_config": "mindplm.families:load_config",
 }
 
-__all__ = ["__version__", "evaluate", "generate", "load", "load_config", "train"]
+__all__ = ["__version__", *_NAMES]
 
 
 def _resolve(name: str) -> Any:
@@ -44,7 +49,7 @@ class _Verb(ModuleType):
 
 
 class _Package(ModuleType):
-    """Makes the subpackages `generate`, `evaluate` and `train` callable when they are imported.
+    """Makes `generate`, `evaluate`, `convert` and `train` callable when they are imported.
 
     The import system stores a subpackage under its name in this module, where the public function
     of the same name has to be as well.
@@ -60,6 +65,8 @@ sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:
+    if name == "text":
+        return importlib.import_module("mindplm.text")
     if name not in _NAMES:
         raise AttributeError(f"module 'mindplm' has no attribute {name!r}")
     if _NAMES[name].startswith(f"mindplm.{name}:"):

@@ -78,6 +78,13 @@ class Checkpoint:
         """Our name to array."""
         return tensors.read_arrays(self.folder, _WEIGHTS)
 
+    def lazy_weights(self, *, widen: bool = True) -> dict[str, tensors.LazyArray]:
+        """Like `weights`, but an array is read when it is used, so they are never all in memory.
+
+        With widen=False bfloat16 is not turned into fp32 but comes as tensors.BF16.
+        """
+        return tensors.open_arrays(self.folder, _WEIGHTS, widen=widen)
+
     def train(self) -> TrainState | None:
         """The state of training, None in a checkpoint without."""
         path = self.folder / _STATE
@@ -93,7 +100,7 @@ def write(
     *,
     family: str,
     model_config: Mapping[str, Any],
-    weights: Mapping[str, np.ndarray],
+    weights: Mapping[str, tensors.Array],
     tokenizer_files: Mapping[str, bytes],
     run: Mapping[str, Any] | None = None,
     train: TrainState | None = None,

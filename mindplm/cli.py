@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from mindplm import __version__
-from mindplm.errors import ConfigError, DataError, UserError
+from mindplm.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
     from mindplm.checkpoint import Checkpoint
-    from mindplm.config import GenerateConfig, RunConfig, RuntimeConfig
+    from mindplm.config import RunConfig
 
 OK, FAULT, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
 _USER_OS_ERRORS = (
@@ -94,6 +94,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from mindplm import cli_write
+
     common = _Parser(add_help=False)
     common.add_argument(
         "--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks"
@@ -122,12 +124,22 @@ def _parser() -> argparse.ArgumentParser:
             )
         return sub
 
+    from mindplm import cli_convert
+
+    cli_convert.add_arguments(verb(_convert, "Bring a published checkpoint into ours, or back."))
     _add_vocab(verb(_vocab, "Build a vocabulary file from texts."))
     verb(_preprocess, "Turn texts and records into rows for training.", "required")
     verb(_pretrain, "Train a model from scratch, or go on with it.", "required")
     sub = verb(_evaluate, "Measure a checkpoint on validation data.", "optional")
     _add_model(sub)
-    _add_generate(verb(_generate, "Write with a checkpoint.", "optional"))
+    for run, add, text in (
+        (_generate, cli_write.add_generate, "Write with a checkpoint."),
+        (_chat, cli_write.add_chat, "Talk with a checkpoint; reads turns from the input."),
+        (_score, cli_write.add_score, "Measure how likely given answers are."),
+    ):
+        sub = verb(run, text, "optional")
+        _add_model(sub)
+        add(sub)
     sub = verb(_show, "Print all settings and the size of the model; runs nothing.", "required")
     sub.add_argument("--keys", action="store_true", help="print what each key means instead")
     verb(_list, "List the families and presets.")
@@ -161,32 +173,6 @@ def _add_vocab(sub: argparse.ArgumentParser) -> None:
     )
 
 
-_GENERATE_FLAGS = {
-    "max_new_tokens": "most tokens written for a record",
-    "beams": "beams of the search",
-    "temperature": "sample with this temperature; 0: do not sample",
-    "top_k": "sample among the k best tokens",
-    "top_p": "sample among the best tokens of this probability",
-    "repetition_penalty": "at least 1; more avoids repetition",
-    "length_penalty": "exponent of the length in a beam's score",
-}
-
-
-def _add_generate(sub: argparse.ArgumentParser) -> None:
-    _add_model(sub)
-    what = sub.add_mutually_exclusive_group(required=True)
-    what.add_argument("--input", metavar="TEXT", help="a text to be continued")
-    what.add_argument(
-        "--record", metavar="JSON", help='a record, such as {"input": "...", "<ans>": ""}'
-    )
-    what.add_argument("--file", metavar="IN.jsonl", help="one record or text per line, as JSON")
-    sub.add_argument("--out", metavar="OUT.jsonl", help="write the filled records there")
-    for name, text in _GENERATE_FLAGS.items():
-        sub.add_argument("--" + name.replace("_", "-"), metavar="N", help=text)
-    sub.add_argument("--seed", type=int, default=0, metavar="N", help="seed of sampling")
-    sub.add_argument("--batch-size", type=int, default=8, metavar="N", help="records at once")
-
-
 # --- verbs ----------------------------------------------------------------------------------------
 
 
@@ -195,6 +181,12 @@ def _config(args: argparse.Namespace) -> RunConfig:
 
     runtime.setup_log()
     return families.load_config(args.config, args.overrides)
+
+
+def _convert(args: argparse.Namespace) -> None:
+    from mindplm import cli_convert
+
+    cli_convert.run(args)
 
 
 def _vocab(args: argparse.Namespace) -> None:
@@ -258,94 +250,24 @@ def _config_beside(args: argparse.Namespace, saved: Checkpoint) -> RunConfig:
 
 
 def _generate(args: argparse.Namespace) -> None:
-    from mindplm import runtime
+    from mindplm import cli_write, runtime
 
     runtime.setup_log()
-    prompts = _prompts(args)
-    settings, running = _generate_settings(args)
-    from mindplm import generate
-
-    model, tokenizer = generate.load(args.model, running)
-    records = generate.write(
-        model,
-        tokenizer,
-        prompts,
-        settings,
-        seed=args.seed,
-        batch_size=args.batch_size,
-        progress=len(prompts) > 1,
-    )
-    _print_records(records, args)
+    cli_write.generate(args)
 
 
-def _generate_settings(args: argparse.Namespace) -> tuple[GenerateConfig, RuntimeConfig]:
-    """The checkpoint's settings of generation, changed by -c FILE, key=value and flags."""
-    from mindplm import checkpoint, config, strict
-    from mindplm.yaml_io import load_yaml
+def _score(args: argparse.Namespace) -> None:
+    from mindplm import cli_write, runtime
 
-    saved = checkpoint.read(args.model, verify=False)
-    # Training's device need not be here, so its runtime section does not count.
-    tree: dict[str, Any] = {"generate": (saved.run or {}).get("generate", {})}
-    if args.config:
-        given = load_yaml(args.config)
-        tree.update({name: given[name] for name in ("generate", "runtime") if name in given})
-    flags = [
-        f"generate.{name}={value}"
-        for name in _GENERATE_FLAGS
-        if (value := getattr(args, name)) is not None
-    ]
-    overrides = [*args.overrides, *flags]
-    tree = strict.apply_overrides(tree, overrides)
-    odd = [name for name in tree if name not in ("generate", "runtime")]
-    if odd:
-        raise ConfigError(f"generate takes keys of generate and runtime only, got {odd[0]}")
-    source = strict.Source(args.config or str(saved.folder), tuple(overrides))
-    return (
-        strict.build(config.GenerateConfig, tree["generate"], "generate", source),
-        strict.build(config.RuntimeConfig, tree.get("runtime"), "runtime", source),
-    )
+    runtime.setup_log()
+    cli_write.score(args)
 
 
-def _prompts(args: argparse.Namespace) -> list[Any]:
-    if args.input is not None:
-        return [args.input]
-    if args.record is not None:
-        return [_json(args.record, "--record")]
-    try:
-        with open(args.file, encoding="utf-8") as lines:
-            numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
-    except UnicodeDecodeError:
-        raise DataError(f"{args.file}: not UTF-8 text") from None
-    if not numbered:
-        raise DataError(f"{args.file} is empty, expected one record per line")
-    return [_json(line, f"{args.file}:{number}") for number, line in numbered]
+def _chat(args: argparse.Namespace) -> None:
+    from mindplm import cli_write, runtime
 
-
-def _json(text: str, place: str) -> Any:
-    import json
-
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise DataError(f"{place}: not JSON: {error}") from None
-
-
-def _print_records(records: list[dict[str, Any]], args: argparse.Namespace) -> None:
-    import json
-
-    lines = [json.dumps(record, ensure_ascii=False) for record in records]
-    if args.out:
-        from pathlib import Path
-
-        from mindplm.files import replace_file
-
-        replace_file(Path(args.out), "".join(line + "\n" for line in lines).encode())
-    elif args.input is not None and isinstance(records[0].get("<ans>"), str):
-        from mindplm.tokenizers.cpm_bee import unescape
-
-        print(unescape(records[0].get("input", "") + records[0]["<ans>"]))
-    else:
-        print("\n".join(lines))
+    runtime.setup_log()
+    cli_write.chat(args)
 
 
 def _show(args: argparse.Namespace) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from mindplm.config_generate import GenerateConfig as GenerateConfig
 from mindplm.errors import ConfigError
 from mindplm.strict import (
     Source,
@@ -196,45 +197,6 @@ class TrainConfig:
         require(self.resume != "", "train.resume is empty, expected auto, never or a folder")
         at_least("train", self, steps=1, batch_size=1, micro_batch_size=0, log_every=1)
         at_least("train", self, eval_every=0, save_every=0, keep_last=0)
-
-
-@dataclass(frozen=True)
-class GenerateConfig:
-    """How text is written."""
-
-    max_new_tokens: int = 100
-    """Most tokens written for a record, over all blanks."""
-    beams: int = 1
-    """Beams of the search; 1 with temperature 0: greedy."""
-    temperature: float = 0.0
-    """Divisor of the logits when tokens are sampled; 0: no sampling."""
-    top_k: int = 0
-    """Sample among the k best tokens only; 0: all."""
-    top_p: float = 1.0
-    """Sample among the best tokens that together reach this probability."""
-    repetition_penalty: float = 1.0
-    """Divides the positive and multiplies the negative logits of written tokens."""
-    repetition_window: int = 0
-    """How many last tokens the penalty looks at; 0: all."""
-    length_penalty: float = 1.0
-    """Exponent of the length that a beam's score is divided by."""
-    buckets: tuple[int, ...] = (32, 64, 128, 256, 512, 1024, 2048)
-    """Lengths that prompts are padded to; one graph is compiled for each that occurs."""
-
-    def __post_init__(self) -> None:
-        at_least("generate", self, max_new_tokens=1, beams=1, temperature=0, top_k=0)
-        at_least("generate", self, repetition_penalty=1, repetition_window=0)
-        require(0 < self.top_p <= 1, f"generate.top_p={self.top_p}, expected 0 < value <= 1")
-        require(
-            self.temperature == 0 or self.beams == 1,
-            f"generate.temperature={self.temperature} samples, it needs generate.beams=1, "
-            f"got {self.beams}",
-        )
-        rising = all(a < b for a, b in zip((0, *self.buckets), self.buckets))
-        require(
-            bool(self.buckets) and rising,
-            f"generate.buckets={list(self.buckets)}, expected rising lengths > 0",
-        )
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from mindplm import checkpoint, families, runtime
 from mindplm.config import RunConfig
 from mindplm.data import prepare
 from mindplm.data.loader import eval_batches
-from mindplm.errors import ConfigError, DataError
+from mindplm.errors import CheckpointError, ConfigError, DataError
 from mindplm.nn.values import load_model
 
 
@@ -121,7 +121,13 @@ def run(folder: str | Path, config: Optional[RunConfig] = None) -> Score:
     runtime.setup(config.runtime)
     parts = families.family(saved.family)
     tokenizer = parts.part("tokenizer").from_file(saved.folder / saved.tokenizer_files[0])
-    model = parts.part("cell")(saved.model(), runtime.compute_dtype(config.runtime.dtype))
+    sizes = saved.model()
+    if tokenizer.vocab_size != sizes.vocab_size:
+        raise CheckpointError(
+            f"{saved.folder}: {saved.tokenizer_files[0]} has {tokenizer.vocab_size} entries, "
+            f"model.vocab_size is {sizes.vocab_size}"
+        )
+    model = parts.part("cell")(sizes, runtime.compute_dtype(config.runtime.dtype))
     load_model(model, saved.weights(), str(saved.folder))
     rows = prepare.rows(config, tokenizer, "valid")
     size = config.micro_batch_size

@@ -133,8 +133,9 @@ def preprocess(
     mark = fingerprint(sources, tokenizer, settings)
     packer = Packer(_OPEN_ROWS, settings.shape)
     passes = _Passes(readers, sources, names, settings, report, strict)
-    bar = tqdm(total=0, unit="doc", disable=not progress, desc=f"preprocess {Path(folder).name}")
-    with new_rows(folder, settings.shape, tokenizer) as writer, bar:
+    show = None if progress else True  # None: on a terminal only
+    bar = tqdm(total=0, unit="doc", disable=show, desc=f"preprocess {Path(folder).name}")
+    with bar, new_rows(folder, settings.shape, tokenizer) as writer:
         for chunk in ordered_map(drawer.many, _chunks(passes.works()), workers):
             for drawn in chunk:
                 for instance in _usable(drawn, names, report, settings, strict):

@@ -1,4 +1,4 @@
-"""CPM-Bee prompts: records with empty answers -> arrays of a batch, and answers back into records.
+"""CPM-Bee prompts: records with empty answers -> arrays of a batch.
 
 A prompt is the record without its answers. Its batch is left-padded and ends with the begin mark
 of the first blank, so that one pass over the prompt gives the scores of the first new token. That
@@ -7,22 +7,45 @@ last column has context 0: the prompt does not see it, it sees the whole prompt.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from mindplm.data.cpm_bee import ANSWER, to_arrays
+from mindplm.data.answers import answers as answers
+from mindplm.data.answers import write_back as write_back
+from mindplm.data.cpm_bee import ANSWER, Sample, to_arrays
+from mindplm.data.instances import (
+    CONTEXT,
+    IDS,
+    NUM_SEGMENTS,
+    REL_OFFSET,
+    SAMPLES,
+    SEGMENTS,
+    SUBS,
+    append_incontext,
+    make_instance,
+)
 from mindplm.errors import DataError
+from mindplm.text import lenient_record
 from mindplm.tokenizers.cpm_bee import CpmBeeTokenizer
+
+MOST_SEGMENTS = 4096
+"""Keys and texts of a record; their relations take the square of it."""
 
 COLUMNS = (
     *("ids", "subs", "positions", "context", "sample_ids", "segment_ids", "num_segments"),
     *("rel_offset", "segment_rel", "ext_ids", "ext_sub", "num_ext"),
 )
 """Arrays of a batch, in the order in which the network takes them."""
+
+
+_TOKEN_ROWS = {
+    **{"ids": IDS, "subs": SUBS, "context": CONTEXT, "sample_ids": SAMPLES},
+    **{"segment_ids": SEGMENTS, "num_segments": NUM_SEGMENTS, "rel_offset": REL_OFFSET},
+}
 
 
 class Blank(NamedTuple):
@@ -43,18 +66,24 @@ class Indexed(NamedTuple):
 
 @dataclass(frozen=True)
 class Prompt:
-    """A record without its answers; arrays are int32 [tokens], `rel` is [num_segments ** 2]."""
+    """A record without its answers, and examples behind it.
 
-    ids: np.ndarray
-    subs: np.ndarray
-    segment_ids: np.ndarray
+    Attributes:
+        tokens: Rows of `mindplm.data.instances.TOKEN_COLUMNS`, int32 [rows, tokens].
+        rel: Relations of the record's segments [num_segments ** 2], then those of the examples.
+        num_segments: Of the record.
+        blanks: What is to be written.
+        indexed: Indexed tokens of record and examples.
+    """
+
+    tokens: np.ndarray
     rel: np.ndarray
     num_segments: int
     blanks: tuple[Blank, ...]
     indexed: tuple[Indexed, ...]
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return self.tokens.shape[1]
 
 
 @dataclass(frozen=True)
@@ -88,13 +117,22 @@ def as_record(prompt: str | Mapping[str, Any]) -> dict[str, Any]:
     return dict(prompt)
 
 
-def prepare(record: Mapping[str, Any], tokenizer: CpmBeeTokenizer, max_depth: int = 8) -> Prompt:
+def prepare(
+    record: Mapping[str, Any],
+    tokenizer: CpmBeeTokenizer,
+    max_depth: int = 8,
+    *,
+    strict: bool = True,
+    examples: Sequence[Mapping[str, Any]] = (),
+) -> Prompt:
     """Turns a record into a prompt; texts under the answer key are ignored.
 
     Args:
         record: Nested dict of texts; leaves under `<ans>` are the blanks (a text or None).
         tokenizer: Of the model.
         max_depth: Steps in the tree that the model tells apart.
+        strict: Refuse what the original refuses; otherwise see `mindplm.text.lenient_record`.
+        examples: Records with answers, which the prompt sees.
 
     Raises:
         DataError: There is nothing to answer, or a value or tag that cannot be converted.
@@ -107,28 +145,49 @@ def prepare(record: Mapping[str, Any], tokenizer: CpmBeeTokenizer, max_depth: in
             f"(its keys are {', '.join(map(str, record)) or 'none'})"
         )
     paths: list[tuple[str, ...]] = []
-    marked = {**record, ANSWER: _placeholders(record[ANSWER], (), paths)}
-    if not paths:
-        raise DataError(
-            f'record.{ANSWER} holds no text to write; expected "" or a dict with at least one ""'
-        )
-    sample = to_arrays(marked, tokenizer, max_depth=max_depth)
+    with _shallow():
+        marked = {**record, ANSWER: _placeholders(record[ANSWER], (), paths)}
+        if not paths:
+            raise DataError(
+                f'record.{ANSWER} holds no text to write; expected "" or a dict with at least '
+                'one ""'
+            )
+        sample = to_arrays(_ready(marked, tokenizer, strict), tokenizer, max_depth=max_depth)
+    instance, state = make_instance(sample), sample.state
+    for number, example in enumerate(examples, start=1):
+        try:
+            shown = _example(example, tokenizer, strict=strict, max_depth=max_depth, state=state)
+        except DataError as error:
+            raise DataError(f"example {number}: {error}") from None
+        instance, state = append_incontext(instance, shown), shown.state
     segments = [segment for segment, _, predicted in sample.leaves if predicted]
-    keep = np.asarray(sample.context) != 0
     return Prompt(
-        ids=sample.ids[keep],
-        subs=sample.subs[keep],
-        segment_ids=sample.segs[keep],
-        rel=np.asarray(sample.rel, np.int32),
+        tokens=instance.tokens[:, instance.tokens[CONTEXT] != 0],
+        rel=np.asarray(instance.segment_rel, np.int32),
         num_segments=sample.num_segments,
         blanks=tuple(Blank(s, k, p) for k, (s, p) in enumerate(zip(segments, paths), start=1)),
         indexed=tuple(
-            Indexed(tokenizer.token_to_id[base], sub, sample.state.table[fake_id])
-            for base, subs in sample.state.subs.items()
+            Indexed(tokenizer.token_to_id[base], sub, state.table[fake_id])
+            for base, subs in state.subs.items()
             if base != ANSWER
             for fake_id, sub in subs.items()
         ),
     )
+
+
+def full_sample(
+    record: Mapping[str, Any],
+    tokenizer: CpmBeeTokenizer,
+    max_depth: int = 8,
+    *,
+    strict: bool = True,
+) -> Sample:
+    """The arrays of a record whose answers are there.
+
+    Raises:
+        DataError: There are no answers, or a value or tag that cannot be converted.
+    """
+    return _example(record, tokenizer, strict=strict, max_depth=max_depth, state=None)
 
 
 def batch(
@@ -160,14 +219,12 @@ def batch(
         _fits("a prompt has {} tokens with its begin mark", len(prompt) + 1, bucket)
         _fits("a prompt has {} pairs of segments", len(prompt.rel), max_rel)
         real = slice(bucket - 1 - len(prompt), bucket - 1)
-        columns["ids"][i, real] = prompt.ids
-        columns["subs"][i, real] = prompt.subs
+        for name, row in _TOKEN_ROWS.items():
+            columns[name][i, real] = prompt.tokens[row]
         columns["positions"][i, real] = np.arange(len(prompt))
-        columns["context"][i, real] = 1
-        columns["segment_ids"][i, real] = prompt.segment_ids
         columns["ids"][i, -1] = tokenizer.bos_id
         columns["segment_ids"][i, -1] = prompt.blanks[0].segment
-        columns["num_segments"][i, real.start :] = prompt.num_segments
+        columns["num_segments"][i, -1] = prompt.num_segments
         columns["segment_rel"][i, : len(prompt.rel)] = prompt.rel
     columns["ext_ids"], columns["ext_sub"] = np.zeros((2, max_ext), np.int32)
     for i, (base, sub) in enumerate(pairs):
@@ -184,46 +241,6 @@ def num_ext(prompts: Sequence[Prompt]) -> int:
     return len({(t.base, t.sub) for prompt in prompts for t in prompt.indexed if t.sub > 0})
 
 
-def answers(
-    pairs: Sequence[tuple[int, int]],
-    prompt: Prompt,
-    table: Mapping[int, str],
-    tokenizer: CpmBeeTokenizer,
-) -> list[str | None]:
-    """Decodes what was written, blank by blank.
-
-    Args:
-        pairs: (class, number of its blank) in the order of writing.
-        prompt: What was asked.
-        table: The prompt's table of its batch.
-        tokenizer: Of the model.
-
-    Returns:
-        A text for each blank, a literal `<` doubled; None for blanks that were not reached.
-    """
-    texts: list[str | None] = []
-    for blank in prompt.blanks:
-        classes = [token for token, number in pairs if number == blank.number]
-        reached = bool(classes)
-        if reached and classes[-1] == tokenizer.eos_id:
-            classes.pop()
-        texts.append(tokenizer.decode(classes, table) if reached else None)
-    return texts
-
-
-def write_back(
-    record: Mapping[str, Any], prompt: Prompt, texts: Sequence[str | None]
-) -> dict[str, Any]:
-    """A copy of the record with a text at the place of each blank; the record is not changed."""
-    filled = copy.deepcopy(dict(record))
-    for blank, text in zip(prompt.blanks, texts):
-        place, key = filled, ANSWER
-        for step in blank.path:
-            place, key = place[key], step
-        place[key] = text
-    return filled
-
-
 def _placeholders(value: Any, path: tuple[str, ...], paths: list[tuple[str, ...]]) -> Any:
     """The same structure with `<ans_1>`, `<ans_2>`, ... as leaves; collects their paths."""
     if isinstance(value, Mapping):
@@ -235,6 +252,41 @@ def _placeholders(value: Any, path: tuple[str, ...], paths: list[tuple[str, ...]
         )
     paths.append(path)
     return f"<ans_{len(paths)}>"
+
+
+@contextlib.contextmanager
+def _shallow() -> Iterator[None]:
+    try:
+        yield
+    except RecursionError:
+        raise DataError("the record is nested too deeply") from None
+
+
+def _ready(record: Any, tokenizer: CpmBeeTokenizer, strict: bool) -> Any:
+    if (count := _count(record)) > MOST_SEGMENTS:
+        raise DataError(
+            f"the record has {count} keys and texts, at most {MOST_SEGMENTS} can be related"
+        )
+    return record if strict else lenient_record(record, tokenizer.special_tokens)
+
+
+def _count(value: Any) -> int:
+    if not isinstance(value, Mapping):
+        return 1
+    return len(value) + sum(map(_count, value.values()))
+
+
+def _example(
+    record: Any, tokenizer: CpmBeeTokenizer, *, strict: bool, max_depth: int, state: Any
+) -> Sample:
+    if not isinstance(record, Mapping):
+        raise DataError(f"expected a record (a dict), got {_shown(record)}")
+    with _shallow():
+        ready = _ready(record, tokenizer, strict)
+        sample = to_arrays(ready, tokenizer, max_depth=max_depth, state=state)
+    if not any(leaf.predicted for leaf in sample.leaves):
+        raise DataError(f'the record has no answers; expected texts under the key "{ANSWER}"')
+    return sample
 
 
 def _ext_table(

@@ -1,8 +1,8 @@
-"""Writing with a trained model: `load` a checkpoint, `generate` answers for prompts."""
+"""Writing with a trained model: `load` a checkpoint, `generate` or `stream` answers for prompts."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
@@ -10,10 +10,10 @@ from tqdm import tqdm
 
 from mindplm.config import GenerateConfig, RuntimeConfig
 from mindplm.data import prompts as prompting
-from mindplm.errors import ConfigError, DataError
-from mindplm.generate.engine import Engine, PolicyMaker
-from mindplm.generate.sampling import Sampler
-from mindplm.generate.search import BeamSearch
+from mindplm.errors import DataError
+from mindplm.generate.engine import Engine, Written
+from mindplm.generate.policies import most_tokens, policy_maker, seeds_of, with_changes
+from mindplm.generate.streaming import Piece, pieces
 
 if TYPE_CHECKING:
     from mindplm.generate.model import Model
@@ -33,18 +33,13 @@ def generate(
     model: Model,
     tokenizer: Any,
     prompts: Sequence[Prompt],
+    settings: GenerateConfig | None = None,
     *,
-    max_new_tokens: int = 100,
-    beams: int = 1,
-    temperature: float = 0.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    repetition_penalty: float = 1.0,
-    repetition_window: int = 0,
-    length_penalty: float = 1.0,
+    examples: Sequence[Mapping[str, Any]] = (),
     seed: int | Sequence[int] = 0,
     batch_size: int = 8,
-) -> list[dict[str, Any]]:
+    **changes: Any,
+) -> list[Any]:
     """Fills the blanks of records.
 
     Args:
@@ -52,37 +47,55 @@ def generate(
         tokenizer: From `load`.
         prompts: Records with empty texts below the key `<ans>`, or plain texts to be continued,
             which stand for {"input": text, "<ans>": ""}. They are not changed.
-        max_new_tokens: Most tokens written for a record, over all its blanks, end marks included.
-        beams: Beams of the search; 1 with temperature 0 takes the best token each time.
-        temperature: Divisor of the logits; above 0 tokens are drawn at random.
-        top_k: Draw among the k best tokens only; 0: all.
-        top_p: Draw among the best tokens that together exceed this probability.
-        repetition_penalty: Divides the positive and multiplies the negative logits of tokens
-            that were written before; at least 1.
-        repetition_window: How many of the last tokens the penalty looks at; 0: all.
-        length_penalty: A beam's score is divided by its length to this power.
+        settings: How to write; None: the defaults, which take the best token each time.
+        examples: Records with answers that each prompt is shown.
         seed: Of the drawing: one per prompt, or a number s that stands for s, s + 1, ...
         batch_size: Most prompts that are written at once; it does not change what is written.
+        **changes: Fields of `mindplm.config.GenerateConfig` that win over `settings`, such as
+            max_new_tokens, per_blank, beams, temperature, top_k, top_p, min_p, stop, strict.
 
     Returns:
         Copies of the records with the texts at their places: a literal `<` is doubled, a blank
-        that was not reached because of max_new_tokens is None.
+        that was not reached because of max_new_tokens is None. With num_best above 1 a list of
+        such copies for each record, the best first.
 
     Raises:
         DataError: A prompt cannot be used; it is named by its number from 1.
         ConfigError: A setting cannot be used.
     """
-    config = GenerateConfig(
-        max_new_tokens=max_new_tokens,
-        beams=beams,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        repetition_penalty=repetition_penalty,
-        repetition_window=repetition_window,
-        length_penalty=length_penalty,
+    config = with_changes(settings, changes)
+    return write(
+        model, tokenizer, prompts, config, examples=examples, seed=seed, batch_size=batch_size
     )
-    return write(model, tokenizer, prompts, config, seed=seed, batch_size=batch_size)
+
+
+def stream(
+    model: Model,
+    tokenizer: Any,
+    prompt: Prompt,
+    settings: GenerateConfig | None = None,
+    *,
+    examples: Sequence[Mapping[str, Any]] = (),
+    seed: int = 0,
+    **changes: Any,
+) -> Iterator[Piece]:
+    """Fills the blanks of one record, giving out text as soon as it is certain.
+
+    Arguments are those of `generate`. The pieces are texts with an attribute `path`, the keys of
+    their blank below `<ans>`; joined for each blank they are what `generate` writes with the same
+    seed. Bad prompts and settings are refused here, before the first piece is asked for.
+    """
+    config = with_changes(settings, changes)
+    ready = prompting.prepare(
+        prompting.as_record(prompt),
+        tokenizer,
+        model.config.max_depth,
+        strict=config.strict,
+        examples=examples,
+    )
+    engine = Engine(model.network, tokenizer, buckets=config.buckets, batch_size=1)
+    engine.check(ready)
+    return pieces(engine, ready, tokenizer, config, seeds_of(seed, 1)[0])
 
 
 def write(
@@ -91,10 +104,11 @@ def write(
     prompts: Sequence[Prompt],
     config: GenerateConfig,
     *,
+    examples: Sequence[Mapping[str, Any]] = (),
     seed: int | Sequence[int] = 0,
     batch_size: int = 8,
     progress: bool = False,
-) -> list[dict[str, Any]]:
+) -> list[Any]:
     """`generate` with its settings as a config, and a progress bar if wished."""
     if isinstance(prompts, (str, Mapping)):
         raise DataError(f"expected a list of prompts, got one {type(prompts).__name__}")
@@ -102,51 +116,41 @@ def write(
     for number, prompt in enumerate(prompts, start=1):
         try:
             records.append(prompting.as_record(prompt))
-            ready.append(prompting.prepare(records[-1], tokenizer, model.config.max_depth))
+            ready.append(
+                prompting.prepare(
+                    records[-1],
+                    tokenizer,
+                    model.config.max_depth,
+                    strict=config.strict,
+                    examples=examples,
+                )
+            )
         except DataError as error:
             raise DataError(f"prompt {number}: {error}") from None
     engine = Engine(model.network, tokenizer, buckets=config.buckets, batch_size=batch_size)
     done = engine.run(
         ready,
-        _policy_maker(config, _seeds(seed, len(records))),
+        policy_maker(config, seeds_of(seed, len(records))),
         rows_per_prompt=config.beams,
-        max_new_tokens=config.max_new_tokens,
+        max_new_tokens=most_tokens(config, ready),
     )
-    filled: list[dict[str, Any]] = [{}] * len(records)
+    filled: list[Any] = [{}] * len(records)
     bar = tqdm(done, total=len(records), desc="generate", unit="prompt", disable=not progress)
     for i, written in bar:
-        texts = prompting.answers(written.pairs, ready[i], written.table, tokenizer)
-        filled[i] = prompting.write_back(records[i], ready[i], texts)
+        filled[i] = fill(records[i], ready[i], written, tokenizer, config)
     return filled
 
 
-def _policy_maker(config: GenerateConfig, seeds: Sequence[int]) -> PolicyMaker:
-    if config.beams > 1:
-        return lambda plan, _: BeamSearch(
-            plan,
-            beams=config.beams,
-            max_new_tokens=config.max_new_tokens,
-            repetition_penalty=config.repetition_penalty,
-            repetition_window=config.repetition_window,
-            length_penalty=config.length_penalty,
-        )
-    return lambda plan, numbers: Sampler(
-        plan,
-        [seeds[i] for i in numbers],
-        temperature=config.temperature,
-        top_k=config.top_k,
-        top_p=config.top_p,
-        max_new_tokens=config.max_new_tokens,
-        repetition_penalty=config.repetition_penalty,
-        repetition_window=config.repetition_window,
-    )
-
-
-def _seeds(seed: int | Sequence[int], num: int) -> list[int]:
-    """One seed per prompt."""
-    seeds = list(seed) if isinstance(seed, Sequence) else [int(seed) + i for i in range(num)]
-    if len(seeds) != num:
-        raise ConfigError(f"{len(seeds)} seeds for {num} prompts; expected one for each")
-    if min(seeds, default=0) < 0:
-        raise ConfigError(f"seed={min(seeds)}, expected at least 0")
-    return seeds
+def fill(
+    record: Mapping[str, Any],
+    prompt: prompting.Prompt,
+    written: Written,
+    tokenizer: Any,
+    config: GenerateConfig,
+) -> Any:
+    """What is returned for a record: a filled copy, or with num_best above 1 a list of them."""
+    copies = []
+    for pairs in written.ranked[: config.num_best] if config.num_best > 1 else [written.pairs]:
+        texts = prompting.answers(pairs, prompt, written.table, tokenizer, config.stop)
+        copies.append(prompting.write_back(record, prompt, texts))
+    return copies if config.num_best > 1 else copies[0]

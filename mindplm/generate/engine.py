@@ -14,9 +14,10 @@ from typing import Any, Callable, NamedTuple, Protocol
 import numpy as np
 
 from mindplm.data import prompts as prompting
+from mindplm.data.answers import piece
 from mindplm.data.prompts import Prompt, PromptBatch
 from mindplm.errors import ConfigError, DataError
-from mindplm.generate.search import Feed, Plan, Policy
+from mindplm.generate.rows import Feed, Pairs, Plan, Policy
 from mindplm.tokenizers.cpm_bee import CpmBeeTokenizer
 
 DEFAULT_BUCKETS = (32, 64, 128, 256, 512, 1024, 2048)
@@ -64,10 +65,14 @@ class Network(Protocol):
 
 
 class Written(NamedTuple):
-    """What was written for a prompt: (class, number of its blank), and the texts of classes."""
+    """What was written for a prompt: (class, number of its blank), and the texts of classes.
 
-    pairs: list[tuple[int, int]]
+    `ranked` holds all that the policy kept, `pairs` the first of them.
+    """
+
+    pairs: Pairs
     table: dict[int, str]
+    ranked: Sequence[Pairs] = ()
 
 
 PolicyMaker = Callable[[Plan, Sequence[int]], Policy]
@@ -93,6 +98,7 @@ class Engine:
         tokenizer: Its vocabulary size and special ids are used.
         buckets: Lengths that prompts, and one begin mark, are padded to.
         batch_size: Most prompts that are written at once.
+        fill: Fill up the batch of a call with few prompts too, so that calls share their graphs.
     """
 
     def __init__(
@@ -102,6 +108,7 @@ class Engine:
         *,
         buckets: Sequence[int] = DEFAULT_BUCKETS,
         batch_size: int = 8,
+        fill: bool = False,
     ):
         if not buckets or min(buckets) < 2:
             raise ConfigError(f"buckets={tuple(buckets)}, expected lengths of at least 2")
@@ -109,7 +116,7 @@ class Engine:
             raise ConfigError(f"batch_size={batch_size}, expected at least 1")
         self._network, self._tokenizer = network, tokenizer
         self._buckets = tuple(sorted(set(buckets)))
-        self._batch_size = batch_size
+        self._batch_size, self._fill = batch_size, fill
 
     def run(
         self,
@@ -133,40 +140,72 @@ class Engine:
         if not prompts:
             return
         order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-        longest = self._bucket(prompts[order[0]], order[0])
-        new_tokens = -(-max_new_tokens // _NEW_TOKENS_STEP) * _NEW_TOKENS_STEP
-        shape = _Shape(
-            batch=min(self._batch_size, len(prompts)),
-            rows_per_prompt=rows_per_prompt,
-            cache_len=longest + new_tokens,
-            max_rel=_room(_REL_ROOM, max(len(prompt.rel) for prompt in prompts)),
-            max_ext=_room(_EXT_ROOM, prompting.num_ext(prompts)),
-        )
+        shape = self._shape(prompts, order[0], rows_per_prompt, max_new_tokens)
         for first in range(0, len(prompts), shape.batch):
             bucket = self._bucket(prompts[order[first]], order[first])
             numbers = sorted(order[first : first + shape.batch])
             chosen = [prompts[i] for i in numbers]
-            yield from zip(numbers, self._write(chosen, numbers, bucket, make_policy, shape))
+            for last in self._steps(chosen, numbers, bucket, make_policy, shape):
+                policy, tables = last
+            for place, (number, pairs) in enumerate(zip(numbers, policy.results())):
+                yield number, Written(pairs, tables[place], policy.ranked(place))
 
-    def _bucket(self, prompt: Prompt, number: int) -> int:
+    def stream(
+        self,
+        prompt: Prompt,
+        make_policy: PolicyMaker,
+        *,
+        rows_per_prompt: int = 1,
+        max_new_tokens: int = 100,
+    ) -> Iterator[tuple[Pairs, dict[int, str], bool]]:
+        """Writes for one prompt, token by token.
+
+        Yields:
+            (what is certain so far, the texts of classes, whether that is all).
+        """
+        shape = self._shape([prompt], 0, rows_per_prompt, max_new_tokens)
+        bucket = self._bucket(prompt, 0)
+        for policy, tables in self._steps([prompt], [0], bucket, make_policy, shape):
+            yield policy.certain(0), tables[0], False
+        yield policy.results()[0], tables[0], True
+
+    def check(self, prompt: Prompt) -> None:
+        """Raises DataError for a prompt that no bucket holds."""
+        self._bucket(prompt)
+
+    def _shape(
+        self, prompts: Sequence[Prompt], longest: int, rows_per_prompt: int, max_new_tokens: int
+    ) -> _Shape:
+        new_tokens = -(-max_new_tokens // _NEW_TOKENS_STEP) * _NEW_TOKENS_STEP
+        return _Shape(
+            batch=self._batch_size if self._fill else min(self._batch_size, len(prompts)),
+            rows_per_prompt=rows_per_prompt,
+            cache_len=self._bucket(prompts[longest], longest) + new_tokens,
+            max_rel=_room(_REL_ROOM, max(len(prompt.rel) for prompt in prompts)),
+            max_ext=_room(_EXT_ROOM, prompting.num_ext(prompts)),
+        )
+
+    def _bucket(self, prompt: Prompt, number: int | None = None) -> int:
         """The smallest bucket that holds a prompt and a begin mark."""
         for bucket in self._buckets:
             if bucket > len(prompt):
                 return bucket
+        name = "the prompt" if number is None else f"prompt {number + 1}"
         raise DataError(
-            f"prompt {number + 1} has {len(prompt)} tokens, the largest of generate.buckets "
+            f"{name} has {len(prompt)} tokens, the largest of generate.buckets "
             f"({self._buckets[-1]}) holds {self._buckets[-1] - 1}; shorten it or add a larger "
             "bucket"
         )
 
-    def _write(
+    def _steps(
         self,
         prompts: Sequence[Prompt],
         numbers: Sequence[int],
         bucket: int,
         make_policy: PolicyMaker,
         shape: _Shape,
-    ) -> list[Written]:
+    ) -> Iterator[tuple[Policy, list[dict[int, str]]]]:
+        """Feeds the policy to its end; gives it, with the tables of texts, after every step."""
         put = self._network.put
         filled = [*prompts, *[prompts[0]] * (shape.batch - len(prompts))]
         batch = prompting.batch(
@@ -182,6 +221,7 @@ class Engine:
         fixed = [put(array) for array in _fixed(batch, rows)]
         slot = bucket
         while (parents := policy.advance(logits)) is not None:
+            yield policy, batch.tables
             parents = _fill(parents, np.arange(len(rows)))
             feed = Feed(*(_fill(values, np.zeros(len(rows))) for values in policy.feed()))
             keys.add(feed, parents, slot)
@@ -190,7 +230,7 @@ class Engine:
             step = [*map(put, changing), *fixed, put(parents)]
             logits, caches = self._network.step(step, caches)
             slot += 1
-        return [Written(p, t) for p, t in zip(policy.results(), batch.tables)]
+        yield policy, batch.tables
 
     def _plan(self, batch: PromptBatch, num: int) -> Plan:
         """The plan of a batch's first `num` prompts; the others are copies."""
@@ -206,6 +246,7 @@ class Engine:
             ext_sub=batch.columns["ext_sub"][: batch.num_ext],
             allowed_ext=batch.allowed_ext[:num, : batch.num_ext],
             allowed_unk=np.array([ids.unk_id in table for table in batch.tables[:num]]),
+            piece=lambda sentence, token: piece(token, batch.tables[sentence], ids),
         )
 
 

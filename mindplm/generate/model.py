@@ -10,6 +10,7 @@ from mindplm import checkpoint, families, runtime
 from mindplm.config import RuntimeConfig
 from mindplm.errors import CheckpointError
 from mindplm.generate.compiled import CompiledNetwork
+from mindplm.generate.scoring import Scorer
 from mindplm.models.cpm_bee.decode import CpmBeePrefill, CpmBeeStep
 from mindplm.nn.values import load_model
 
@@ -22,11 +23,13 @@ class Model:
         family: Key of the family table.
         config: The family's settings.
         network: The compiled calls; its graphs live as long as this object.
+        scorer: The compiled pass of `mindplm.score`.
     """
 
     family: str
     config: Any
     network: CompiledNetwork
+    scorer: Any = None
 
     def __str__(self) -> str:
         count = families.family(self.family).part("num_parameters")(self.config)
@@ -64,4 +67,5 @@ def load(folder: str | Path, settings: RuntimeConfig | None = None) -> tuple[Mod
 
 def from_cell(cell: Any, config: Any, family: str = "cpm_bee") -> Model:
     """Wraps a network in memory; what it writes follows later changes of its weights."""
-    return Model(family, config, CompiledNetwork(CpmBeePrefill(cell), CpmBeeStep(cell)))
+    network = CompiledNetwork(CpmBeePrefill(cell), CpmBeeStep(cell))
+    return Model(family, config, network, Scorer(cell))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mindplm.errors import ConfigError
-from mindplm.generate.search import FORBIDDEN, Feed, Plan, Rows, check_limits
+from mindplm.generate.rows import FORBIDDEN, PLAIN, Extras, Feed, Pairs, Plan, Rows, check_limits
 
 _FIRST_LOOK = 1024
 
@@ -15,7 +15,8 @@ _FIRST_LOOK = 1024
 class Sampler:
     """Draws each token from the network's distribution.
 
-    Logits are cut and shaped in this order: bans, repetition penalty, temperature, top_k, top_p.
+    Logits are cut and shaped in this order: bans, repetition penalty, temperature, top_k, top_p,
+    min_p.
     With temperature 0 the best class is taken, which writes what a beam search with one beam does.
 
     Args:
@@ -29,6 +30,7 @@ class Sampler:
         repetition_penalty: At least 1; see `Rows.scores`.
         repetition_window: How many of the last fed tokens it looks at; 0: all.
         nonempty: When sampling, a blank does not begin with its end or with a line break.
+        extras: Rules beyond the original's.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class Sampler:
         repetition_penalty: float = 1.0,
         repetition_window: int = 0,
         nonempty: bool = True,
+        extras: Extras = PLAIN,
     ):
         check_limits(max_new_tokens, repetition_penalty, repetition_window)
         if temperature < 0:
@@ -54,13 +57,14 @@ class Sampler:
         num = len(plan.blanks)
         if temperature and len(seeds) != num:
             raise ConfigError(f"{len(seeds)} seeds for {num} prompts; expected one for each")
-        self._plan, self._left = plan, max_new_tokens
-        self._temperature, self._top_k, self._top_p = temperature, top_k, top_p
+        self._plan, self._temperature = plan, temperature
+        self._cuts = (top_k, top_p, extras.min_p)
         self._penalty, self._window = repetition_penalty, repetition_window
         self._nonempty = nonempty and temperature > 0
-        self._rows = Rows(plan, 1, max_new_tokens)
+        self._rows = Rows(plan, 1, max_new_tokens, extras)
+        self._left = self._rows.limit
         self._streams = [np.random.Generator(np.random.Philox(key=seed)) for seed in seeds]
-        self._pairs: list[list[tuple[int, int]]] = [[] for _ in range(num)]
+        self._pairs: list[Pairs] = [[] for _ in range(num)]
         self._done = [False] * num
 
     def feed(self) -> Feed:
@@ -83,24 +87,43 @@ class Sampler:
                 self._rows.write(row, token)
         return None if all(self._done) else np.arange(len(scores))
 
-    def results(self) -> list[list[tuple[int, int]]]:
+    def certain(self, sentence: int) -> Pairs:
+        """What the sentence has so far."""
+        return self._pairs[sentence]
+
+    def results(self) -> list[Pairs]:
         """For each sentence the classes written, each with the number of its blank."""
         return self._pairs
+
+    def ranked(self, sentence: int) -> list[Pairs]:
+        """The one result of a sentence."""
+        return [self._pairs[sentence]]
 
     def _draw(self, scores: np.ndarray, row: int) -> int:
         if self._temperature == 0:
             return int(scores.argmax())
-        classes, weights = nucleus(scores / self._temperature, self._top_k, self._top_p)
+        classes, weights = nucleus(scores / self._temperature, *self._cuts)
         edges = np.cumsum(weights)
         point = self._streams[row].random() * edges[-1]
         return int(classes[min(np.searchsorted(edges, point, side="right"), len(classes) - 1)])
 
 
-def nucleus(scores: np.ndarray, top_k: int, top_p: float) -> tuple[np.ndarray, np.ndarray]:
+def nucleus(
+    scores: np.ndarray, top_k: int, top_p: float, min_p: float = 0.0
+) -> tuple[np.ndarray, np.ndarray]:
     """The classes that may be drawn, best first, and their unnormalised probabilities (fp64).
 
-    Of the top_k best classes (0: all) the smallest set whose share exceeds top_p, at least one.
+    Of the top_k best classes (0: all) the smallest set whose share exceeds top_p, at least one; of
+    it those that are at least min_p times as likely as the best.
     """
+    classes, weights = _nucleus(scores, top_k, top_p)
+    if min_p:
+        likely = weights >= min_p * weights.max()
+        classes, weights = classes[likely], weights[likely]
+    return classes, weights
+
+
+def _nucleus(scores: np.ndarray, top_k: int, top_p: float) -> tuple[np.ndarray, np.ndarray]:
     weights = np.exp(scores.astype(np.float64) - scores.max())
     if top_k == 0 and top_p == 1:
         return np.arange(len(weights)), weights

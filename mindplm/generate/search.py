@@ -1,148 +1,16 @@
-"""Beam search over records with several blanks, on the host; knows token ids and scores only.
-
-A *policy* decides which tokens a running batch is fed. It has two calls, `feed()` (what goes into
-the network next) and `advance(logits)` (what came out), and `results()` when `advance` has said
-None. Rows are sentence by sentence, beam by beam. The network appends classes to its vocabulary
-for the indexed tokens of the batch, so a *class* is a base id or vocab_size + place in that table.
-"""
+"""Beam search over records with several blanks, on the host; knows token ids and scores only."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
 from mindplm.errors import ConfigError
+from mindplm.generate.rows import PLAIN, Extras, Feed, Pairs, Plan, Rows, check_limits
 
-FORBIDDEN = np.float32(-10000.0)
 _LATER_BEAM = np.float32(-1e9)
 _BLOCK = 128
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a policy must know of the batch it writes for.
-
-    Attributes:
-        blanks: For each sentence its blanks in order: (segment id, number).
-        vocab_size: Classes before the appended ones.
-        bos_id: Opens a blank.
-        eos_id: Closes a blank.
-        unk_id: Forbidden unless `allowed_unk`.
-        newline_id: A line break.
-        ext_ids: int32 [E], base id of each appended class.
-        ext_sub: int32 [E], sub index of each appended class.
-        allowed_ext: bool [sentences, E].
-        allowed_unk: bool [sentences].
-    """
-
-    blanks: Sequence[Sequence[tuple[int, int]]]
-    vocab_size: int
-    bos_id: int
-    eos_id: int
-    unk_id: int
-    newline_id: int
-    ext_ids: np.ndarray
-    ext_sub: np.ndarray
-    allowed_ext: np.ndarray
-    allowed_unk: np.ndarray
-
-
-class Feed(NamedTuple):
-    """The next token of every row; int32 [rows] each."""
-
-    ids: np.ndarray
-    subs: np.ndarray
-    segments: np.ndarray
-    positions: np.ndarray
-
-
-class Policy(Protocol):
-    """Decides what is written; see the module's text."""
-
-    def feed(self) -> Feed:
-        """The tokens that go into the network next."""
-
-    def advance(self, logits: np.ndarray) -> np.ndarray | None:
-        """Takes the scores of those tokens; the row each new row continues, None at the end."""
-
-    def results(self) -> list[list[tuple[int, int]]]:
-        """For each sentence the classes written, each with the number of its blank."""
-
-
-class Rows:
-    """The rows of a batch as both policies need them: where they stand and what they were fed."""
-
-    def __init__(self, plan: Plan, rows_per_sentence: int, max_new_tokens: int):
-        self._plan = plan
-        self.sentence = np.repeat(np.arange(len(plan.blanks)), rows_per_sentence)
-        num = len(self.sentence)
-        self.blank = np.zeros(num, np.int32)
-        first = [plan.blanks[s][0][0] for s in self.sentence.tolist()]
-        self.next = Feed(
-            np.full(num, plan.bos_id, np.int32),
-            np.zeros(num, np.int32),
-            np.array(first, np.int32),
-            np.zeros(num, np.int32),
-        )
-        self.fed = np.zeros((num, max_new_tokens), np.int32)
-        self.num_fed = 0
-        self._no_unk = np.flatnonzero(~plan.allowed_unk[self.sentence])
-        self._no_ext = ~plan.allowed_ext[self.sentence]
-
-    def reorder(self, parents: np.ndarray) -> None:
-        """Makes row i continue what row parents[i] was."""
-        self.blank = self.blank[parents]
-        self.fed = self.fed[parents]
-        self.next = Feed(*(values[parents] for values in self.next))
-
-    def write(self, row: int, token: int) -> None:
-        """Lets a row continue with a class; the end mark opens the sentence's next blank."""
-        blanks = self._plan.blanks[self.sentence[row]]
-        if token == self._plan.eos_id:
-            self.blank[row] += 1
-            values = (self._plan.bos_id, 0, blanks[self.blank[row]][0], 0)
-        else:
-            place = token - self._plan.vocab_size
-            base, sub = (
-                (token, 0) if place < 0 else (self._plan.ext_ids[place], self._plan.ext_sub[place])
-            )
-            values = (base, sub, self.next.segments[row], self.next.positions[row] + 1)
-        for column, value in zip(self.next, values):
-            column[row] = value
-
-    def number(self, row: int) -> int:
-        """The number of the blank that a row writes."""
-        return self._plan.blanks[self.sentence[row]][self.blank[row]][1]
-
-    def ends(self, row: int, token: int) -> bool:
-        """Whether a class ends the row's last blank."""
-        last = self.blank[row] == len(self._plan.blanks[self.sentence[row]]) - 1
-        return token == self._plan.eos_id and bool(last)
-
-    def scores(self, logits: np.ndarray, penalty: float, window: int) -> np.ndarray:
-        """Logits of the real classes after the bans and the repetition penalty, a copy, fp32.
-
-        The penalty counts what was fed, so an appended class is penalised as its base id.
-        """
-        self.fed[:, self.num_fed] = self.next.ids
-        self.num_fed += 1
-        vocab_size = self._plan.vocab_size
-        num_classes = vocab_size + self._no_ext.shape[1]
-        values = np.array(logits[: len(self.sentence), :num_classes], np.float32)
-        if np.isnan(values).any():
-            raise FloatingPointError("the network returned NaN; its weights are not usable")
-        values[self._no_unk, self._plan.unk_id] = FORBIDDEN
-        values[:, vocab_size:][self._no_ext] = FORBIDDEN
-        if penalty != 1.0:
-            first = max(0, self.num_fed - window) if window else 0
-            seen = self.fed[:, first : self.num_fed]
-            old = np.take_along_axis(values, seen, axis=1)
-            factor = np.float32(penalty)
-            np.put_along_axis(values, seen, np.where(old < 0, old * factor, old / factor), axis=1)
-        return values
 
 
 class _Written(NamedTuple):
@@ -180,13 +48,24 @@ class _Hypotheses:
         full = len(self._kept) >= self._size
         return full and self._worst >= best_total / step**self._exponent
 
-    def best(self) -> list[tuple[int, int]]:
-        written: _Written | None = max(self._kept, key=lambda kept: kept[0])[1]
-        pairs = []
-        while written is not None:
-            pairs.append((written.token, written.number))
-            written = written.before
-        return pairs[::-1]
+    def ranked(self) -> list[Pairs]:
+        """What is kept, the best first, the earlier one on ties."""
+        ranked = sorted(self._kept, key=lambda kept: -kept[0])
+        # Beams that were no beams yet (see _LATER_BEAM) are not worth showing.
+        real = [
+            kept
+            for score, kept in ranked
+            if score * kept.length**self._exponent > 0.5 * float(_LATER_BEAM)
+        ]
+        return [_pairs(kept) for kept in real or [kept for _, kept in ranked[:1]]]
+
+
+def _pairs(written: _Written | None) -> Pairs:
+    pairs = []
+    while written is not None:
+        pairs.append((written.token, written.number))
+        written = written.before
+    return pairs[::-1]
 
 
 class BeamSearch:
@@ -203,6 +82,7 @@ class BeamSearch:
         repetition_penalty: At least 1; see `Rows.scores`.
         repetition_window: How many of the last fed tokens it looks at; 0: all.
         length_penalty: A hypothesis' score is its sum / length ** length_penalty.
+        extras: Rules beyond the original's.
 
     Source: the beam search of OpenBMB CPM-Bee, in our own form.
     """
@@ -216,13 +96,15 @@ class BeamSearch:
         repetition_penalty: float = 1.0,
         repetition_window: int = 0,
         length_penalty: float = 1.0,
+        extras: Extras = PLAIN,
     ):
         check_limits(max_new_tokens, repetition_penalty, repetition_window)
         if beams < 1:
             raise ConfigError(f"beams={beams}, expected at least 1")
-        self._plan, self._beams, self._last_step = plan, beams, max_new_tokens - 1
+        self._beams = beams
         self._penalty, self._window = repetition_penalty, repetition_window
-        self._rows = Rows(plan, beams, max_new_tokens)
+        self._rows = Rows(plan, beams, max_new_tokens, extras)
+        self._last_step = self._rows.limit - 1
         num = len(plan.blanks)
         self._totals = np.full((num, beams), _LATER_BEAM, np.float32)
         self._totals[:, 0] = 0
@@ -253,7 +135,11 @@ class BeamSearch:
             self.done[sentence] = done
             if done:
                 continue
-            for beam, (total, row, token) in enumerate(self._walk(sentence, num_classes)):
+            running = self._walk(sentence, num_classes)
+            if not running and self._step < self._last_step:
+                self.done[sentence] = True
+                continue
+            for beam, (total, row, token) in enumerate(running):
                 target = sentence * self._beams + beam
                 parents[target] = row
                 self._totals[sentence, beam] = total
@@ -268,9 +154,21 @@ class BeamSearch:
         self._step += 1
         return parents
 
-    def results(self) -> list[list[tuple[int, int]]]:
+    def certain(self, sentence: int) -> Pairs:
+        """What all beams that can still win begin with."""
+        begins = [kept[1] for kept in self._finished[sentence]._kept]
+        if not self.done[sentence]:
+            first = sentence * self._beams
+            begins += [link for link in self._written[first : first + self._beams] if link]
+        return _common([_pairs(link) for link in begins])
+
+    def results(self) -> list[Pairs]:
         """For each sentence the classes written, each with the number of its blank."""
-        return [finished.best() for finished in self._finished]
+        return [finished.ranked()[0] for finished in self._finished]
+
+    def ranked(self, sentence: int) -> list[Pairs]:
+        """The hypotheses of a sentence, the best first."""
+        return self._finished[sentence].ranked()
 
     def _walk(self, sentence: int, num_classes: int) -> list[tuple[np.float32, int, int]]:
         """Stores finished candidates; returns those that continue: (score, row, class)."""
@@ -285,12 +183,23 @@ class BeamSearch:
                 running.append((total, row, token))
                 if len(running) == self._beams:
                     break
-        return running
+        # Rules beyond the original's can end so many candidates that beams are left over.
+        spare = [(_LATER_BEAM, *going[1:]) for going in running[:1]]
+        return running + spare * (self._beams - len(running))
 
     def _extend(self, row: int, token: int) -> _Written:
         before = self._written[row]
         length = 1 if before is None else before.length + 1
         return _Written(before, token, self._rows.number(row), length)
+
+
+def _common(pairs: list[Pairs]) -> Pairs:
+    """The longest common beginning."""
+    shortest = min(pairs, key=len, default=[])
+    for i, pair in enumerate(shortest):
+        if any(other[i] != pair for other in pairs):
+            return shortest[:i]
+    return shortest
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
@@ -320,13 +229,3 @@ def best_of(scores: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
         found = np.flatnonzero(scores[i] >= bound[i])
         indices[i] = found[np.argsort(-scores[i, found], kind="stable")[:count]]
     return np.take_along_axis(scores, indices, axis=1), indices
-
-
-def check_limits(max_new_tokens: int, repetition_penalty: float, repetition_window: int) -> None:
-    """Raises ConfigError for limits that no policy can work with."""
-    if max_new_tokens < 1:
-        raise ConfigError(f"max_new_tokens={max_new_tokens}, expected at least 1")
-    if repetition_penalty < 1:
-        raise ConfigError(f"repetition_penalty={repetition_penalty}, expected at least 1")
-    if repetition_window < 0:
-        raise ConfigError(f"repetition_window={repetition_window}, expected at least 0 (0: all)")

@@ -6,13 +6,16 @@ from collections.abc import Iterable, Mapping
 
 import mindspore as ms
 import numpy as np
-from mindspore import Parameter, Tensor, nn
+from mindspore import Parameter, Tensor, nn, ops
 
 from mindplm.errors import CheckpointError
 
 
 def to_arrays(parameters: Iterable[Parameter]) -> dict[str, np.ndarray]:
-    """Name to array; bfloat16, which NumPy lacks, comes out as fp32 of the same values."""
+    """Name to array; bfloat16, which NumPy lacks, comes out as fp32 of the same values.
+
+    An array may share the memory of its parameter: copy what must outlive the next step.
+    """
     arrays = {}
     for item in parameters:
         value = item.astype(ms.float32) if item.dtype == ms.bfloat16 else item
@@ -40,7 +43,12 @@ def from_arrays(
             raise CheckpointError(
                 f"{source}: {name} has shape {tuple(arrays[name].shape)}, expected {item.shape}"
             )
-        item.set_data(Tensor(np.ascontiguousarray(arrays[name])).astype(item.dtype))
+        value = Tensor(np.ascontiguousarray(arrays[name])).astype(item.dtype)
+        if item.has_init:
+            item.set_data(value)
+        else:
+            # set_data would give the parameter other memory than that of a compiled function.
+            ops.assign(item, value)
 
 
 def load_model(model: nn.Cell, arrays: Mapping[str, np.ndarray], source: str) -> None:

@@ -58,21 +58,21 @@ class _Window:
         """Means over the window.
 
         Raises:
-            UserError: A loss is not a finite number.
+            UserError: A loss or a gradient is not a finite number.
         """
         losses = np.array([item.asnumpy() for item in self.losses], np.float64).reshape(-1)
-        norms = [float(item.asnumpy()) for item in self.norms]
-        bad = np.flatnonzero(~np.isfinite(losses))
-        if len(bad):
-            raise UserError(
-                f"the loss of step {step - len(losses) + 1 + bad[0]} is {losses[bad[0]]}; lower "
-                "optim.lr or look at the rows of this step; no checkpoint was written since"
-            )
+        norms = np.array([item.asnumpy() for item in self.norms], np.float64).reshape(-1)
+        for i, (loss, norm) in enumerate(zip(losses, norms), step - len(losses) + 1):
+            if not (np.isfinite(loss) and np.isfinite(norm)):
+                raise UserError(
+                    f"step {i} has loss {loss} and gradient norm {norm}; lower optim.lr or look "
+                    "at the rows of this step; no checkpoint was written since"
+                )
         counts = np.array(self.target_counts, np.float64)
         time_s = time.perf_counter() - self.begin_s
         return {
             "train/loss": float((losses * counts).sum() / max(counts.sum(), 1.0)),
-            "train/grad_norm": norms[-1],
+            "train/grad_norm": float(norms[-1]),
             "train/step_ms": 1000 * time_s / len(losses),
             "train/tokens_per_s": self.tokens / time_s,
             "train/wait": self.waited_s / time_s,
@@ -91,8 +91,17 @@ class Trainer:
         self.config, self.found = config, found
         parts = family(config.family)
         self.tokenizer = parts.part("tokenizer").from_file(vocab_path(config.tokenizer))
-        dtype = runtime.compute_dtype(config.runtime.dtype)
-        self.model = parts.part("cell")(config.model, dtype)
+        if config.runtime.dtype != "float32":
+            raise settings.ConfigError(
+                f"runtime.dtype={config.runtime.dtype}: training takes float32 only"
+            )
+        size = self.tokenizer.vocab_size
+        if config.model.vocab_size != size:
+            raise settings.ConfigError(
+                f"model.vocab_size={config.model.vocab_size}, but {vocab_path(config.tokenizer)} "
+                f"has {size} entries; leave model.vocab_size out"
+            )
+        self.model = parts.part("cell")(config.model, runtime.compute_dtype(config.runtime.dtype))
         self.loss = parts.part("loss")(self.model)
         self.shared = set(parts.part("shared_columns"))
         initialise(self.model, config.runtime.seed)
@@ -112,11 +121,7 @@ class Trainer:
         checkpoint = self.run.resume(self.config.train.resume)
         if checkpoint is None:
             return None
-        if checkpoint.model() != self.config.model:
-            raise settings.ConfigError(
-                f"{checkpoint.folder}: its model settings differ from this run's; choose another "
-                "train.output, or train with the settings of the checkpoint"
-            )
+        self._check_same(checkpoint)
         state = checkpoint.train()
         if state is None:
             raise settings.ConfigError(f"{checkpoint.folder} holds no state of training")
@@ -124,6 +129,21 @@ class Trainer:
         from_arrays(self.moments(), state.arrays, f"{checkpoint.folder}/train")
         self.done = state.step
         return checkpoint
+
+    def _check_same(self, checkpoint: Checkpoint) -> None:
+        """Refuses a checkpoint of another model or vocabulary."""
+        was, now = (settings.to_dict(c) for c in (checkpoint.model(), self.config.model))
+        changes = [
+            f"model.{key} was {was[key]}, is {now[key]}" for key in now if was[key] != now[key]
+        ]
+        for name, data in self.tokenizer.files().items():
+            if (checkpoint.folder / name).read_bytes() != data:
+                changes.append(f"{name} is another vocabulary")
+        if changes:
+            raise settings.ConfigError(
+                f"{checkpoint.folder} does not fit: {'; '.join(changes)}; choose another "
+                "train.output, or train with the settings of the checkpoint"
+            )
 
     def moments(self) -> list[Any]:
         """The optimizer's state."""
@@ -183,7 +203,13 @@ def pretrain(config: RunConfig) -> Result:
         UserError: Settings, data or checkpoints that cannot be used; a loss that is no number.
     """
     found = runtime.setup(config.runtime)
+    if found.world != config.parallel.data:
+        raise settings.ConfigError(
+            f"parallel.data={config.parallel.data}, but the number of processes is {found.world}"
+        )
     run = RunFolder(config.train.output)
+    if run.root.exists() and not run.root.is_dir():
+        raise settings.ConfigError(f"train.output={run.root} is a file, expected a folder")
     run.root.mkdir(parents=True, exist_ok=True)
     with run.only_process():
         trainer = Trainer(config, found)
@@ -236,15 +262,17 @@ def _train(trainer: Trainer, metrics: Metrics) -> Result:
                     values["train/lr"] = learning_rate(config.optim, done - 1, train.steps)
                     metrics.log(done, values)
                     window = _Window()
+                pause_s = time.perf_counter()
                 if valid and (last or (train.eval_every and done % train.eval_every == 0)):
                     score = valid()
-                    metrics.log(done, {"valid/loss": score.per_target, "valid/per_char": score.per_char})
-                    window.begin_s = time.perf_counter()
+                    metrics.log(
+                        done, {"valid/loss": score.per_target, "valid/per_char": score.per_char}
+                    )
                 if last or stops or (train.save_every and done % train.save_every == 0):
                     if window.losses:
                         window.values(done)
                     saved = trainer.save()
-                    window.begin_s = time.perf_counter()
+                window.begin_s += time.perf_counter() - pause_s
         finally:
             stream.close()
             bar.close()

@@ -21,15 +21,17 @@ def decayed(weight: Parameter, which: str) -> bool:
 class Scalars(NamedTuple):
     """The numbers of one optimizer step; they enter the graph as one fp32 vector."""
 
-    lr: float
-    beta1_power: float
-    beta2_power: float
-    eps: float
-    decay: float
     per_target: float
+    """Factor on the loss sum and so on its gradients."""
+    lr: float
+    """Learning rate with the bias corrections in it."""
+    eps: float
+    """Epsilon with the bias correction in it."""
+    decay: float
+    """What a weight loses, or what of it is added to its gradient."""
 
     def tensor(self) -> Tensor:
-        """fp32 [6]."""
+        """fp32 [4]."""
         return Tensor(np.array(self, np.float32))
 
 
@@ -53,29 +55,37 @@ class Adam(nn.Cell):
         self.decoupled = config.name == "adamw"
         self.beta1 = Tensor(config.beta1, ms.float32)
         self.beta2 = Tensor(config.beta2, ms.float32)
+        self.no_power = Tensor(0.0, ms.float32)
         self.update = ops.Adam()
         self.numbers = config
 
     def scalars(self, lr: float, step: int, num_targets: float) -> Scalars:
         """The numbers of the step after `step` completed ones.
 
-        The operator adds its epsilon before the bias correction of the second moment, so the
-        epsilon is corrected here to stand where the paper has it.
+        The bias corrections are computed here: in fp32 the operator would lose half of the digits
+        of 1 - beta2^n in the first steps. Its epsilon stands before the correction of the second
+        moment, so it is corrected to stand where the paper has it.
         """
-        power1, power2 = (b ** (step + 1) for b in (self.numbers.beta1, self.numbers.beta2))
-        decay = self.numbers.weight_decay * (lr if self.decoupled else 1.0)
-        eps = self.numbers.eps * math.sqrt(1 - power2)
-        return Scalars(lr, power1, power2, eps, decay, 1.0 / max(num_targets, 1.0))
+        # The betas as the operator sees them, so that the weights of its sums add up to one.
+        left1, left2 = (
+            1 - float(np.float32(beta)) ** (step + 1)
+            for beta in (self.numbers.beta1, self.numbers.beta2)
+        )
+        return Scalars(
+            per_target=1.0 / max(num_targets, 1.0),
+            lr=lr * math.sqrt(left2) / left1,
+            eps=self.numbers.eps * math.sqrt(left2),
+            decay=self.numbers.weight_decay * (lr if self.decoupled else 1.0),
+        )
 
-    def construct(self, grads, scalars_6):
+    def construct(self, grads, scalars_4):
         """Updates all weights.
 
         Args:
             grads: One gradient a weight.
-            scalars_6: `Scalars` as a tensor.
+            scalars_4: `Scalars` as a tensor.
         """
-        lr, power1, power2 = scalars_6[0], scalars_6[1], scalars_6[2]
-        eps, decay = scalars_6[3], scalars_6[4]
+        _, lr, eps, decay = scalars_4
         done = ()
         for i in range(len(self.weights)):
             weight, grad = self.weights[i], grads[i]
@@ -87,8 +97,8 @@ class Adam(nn.Cell):
                 weight,
                 self.moment1[i],
                 self.moment2[i],
-                power1,
-                power2,
+                self.no_power,
+                self.no_power,
                 lr,
                 self.beta1,
                 self.beta2,

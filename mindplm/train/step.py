@@ -57,12 +57,12 @@ class TrainStep:
 
         @ms.jit
         def whole(scalars, *columns):
-            (value, _), grads = gradient(scalars[5], *columns)
+            (value, _), grads = gradient(scalars[0], *columns)
             return value, move(grads, scalars)
 
         @ms.jit
         def micro(scalars, *columns):
-            (value, _), grads = gradient(scalars[5], *columns)
+            (value, _), grads = gradient(scalars[0], *columns)
             for i in range(len(grads)):
                 value = ops.depend(value, ops.assign_add(sums[i], grads[i]))
             return value

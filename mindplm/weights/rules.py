@@ -73,7 +73,7 @@ Rule = Union[Rename, Split, Stack, Drop]
 
 
 @dataclass(frozen=True)
-class _Move:
+class Move:
     """One rule with its layer number filled in: where to read, how, where to write."""
 
     rule: Rule
@@ -106,12 +106,12 @@ def iter_ours(
     rules: Sequence[Rule], arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Like `to_ours` but one tensor at a time; all names are checked before the first is read."""
-    moves = _plan(rules, arrays, back=False)
+    moves = plan(rules, arrays, back=False)
     made = {target for move in moves for target in move.targets}
-    _refuse([n for n in shapes if n not in made], "of our model would get no value")
-    _refuse([n for n in made if n not in shapes], "have no place in a model of this config")
+    refuse([n for n in shapes if n not in made], "of our model would get no value")
+    refuse([n for n in made if n not in shapes], "have no place in a model of this config")
     for move in moves:
-        for name, array in _run(move, arrays, back=False):
+        for name, array in run(move, arrays, back=False):
             if tuple(array.shape) != tuple(shapes[name]):
                 raise CheckpointError(
                     f"{name} must have shape {tuple(shapes[name])}, but {' + '.join(move.sources)}"
@@ -134,19 +134,19 @@ def iter_theirs(
     rules: Sequence[Rule], arrays: Mapping[str, np.ndarray]
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Like `to_theirs` but one tensor at a time."""
-    moves = _plan(rules, arrays, back=True)
+    moves = plan(rules, arrays, back=True)
     for move in moves:
-        yield from _run(move, arrays, back=True)
+        yield from run(move, arrays, back=True)
     written = {target for move in moves for target in move.targets}
     for rule in rules:
         if isinstance(rule, Drop) and rule.make is not None:
-            _refuse(
+            refuse(
                 [rule.theirs] if rule.theirs in written else [], "would be made by several rules"
             )
             yield rule.theirs, np.asarray(rule.make(arrays), order="C")
 
 
-def _plan(rules: Sequence[Rule], names: Iterable[str], *, back: bool) -> list[_Move]:
+def plan(rules: Sequence[Rule], names: Iterable[str], *, back: bool) -> list[Move]:
     """Assigns every source name to its one rule and fills in the layer numbers."""
     patterns = [
         (index, _regex(name))
@@ -166,22 +166,23 @@ def _plan(rules: Sequence[Rule], names: Iterable[str], *, back: bool) -> list[_M
         else:
             index, hit = hits[0]
             found.add((index, hit.groupdict().get("i")))
-    _refuse(unmatched, "matched no rule")
-    _refuse(doubled, "matched several rules")
+    refuse(unmatched, "matched no rule")
+    refuse(doubled, "matched several rules")
     moves = []
     for index, number in sorted(found, key=_order):
         sources, targets = (_fill(side, number) for side in _sides(rules[index], back))
         absent = [source for source in sources if source not in known]
-        _refuse(absent, f"are missing for the rule {_title(rules[index])}")
-        moves.append(_Move(rules[index], sources, targets))
+        refuse(absent, f"are missing for the rule {_title(rules[index])}")
+        moves.append(Move(rules[index], sources, targets))
     made = Counter(target for move in moves for target in move.targets)
-    _refuse([name for name, times in made.items() if times > 1], "would be made by several rules")
+    refuse([name for name, times in made.items() if times > 1], "would be made by several rules")
     return moves
 
 
-def _run(
-    move: _Move, arrays: Mapping[str, np.ndarray], *, back: bool
+def run(
+    move: Move, arrays: Mapping[str, np.ndarray], *, back: bool
 ) -> Iterator[tuple[str, np.ndarray]]:
+    """Reads the sources of a move and yields its targets."""
     rule = move.rule
     if isinstance(rule, Drop):
         return
@@ -199,7 +200,7 @@ def _run(
         yield name, np.asarray(part, order="C")
 
 
-def _cut(whole: np.ndarray, move: _Move, rule: Split | Stack) -> list[np.ndarray]:
+def _cut(whole: np.ndarray, move: Move, rule: Split | Stack) -> list[np.ndarray]:
     count, length = len(move.targets), whole.shape[rule.axis]
     if rule.sizes is None and length % count:
         raise CheckpointError(
@@ -215,7 +216,7 @@ def _cut(whole: np.ndarray, move: _Move, rule: Split | Stack) -> list[np.ndarray
     return np.split(whole, np.cumsum(sizes)[:-1], axis=rule.axis)
 
 
-def _join(parts: Sequence[np.ndarray], move: _Move, axis: int) -> np.ndarray:
+def _join(parts: Sequence[np.ndarray], move: Move, axis: int) -> np.ndarray:
     if len({part.dtype for part in parts}) > 1:
         raise CheckpointError(f"{', '.join(move.sources)} have different dtypes")
     try:
@@ -255,7 +256,7 @@ def _title(rule: Rule) -> str:
     return f"{type(rule).__name__} {theirs}"
 
 
-def _refuse(names: Sequence[str], why: str) -> None:
+def refuse(names: Sequence[str], why: str) -> None:
     """Raises if there is any name, naming the first few."""
     if names:
         shown = ", ".join(sorted(names)[:_SHOWN])

@@ -36,9 +36,6 @@ from mindplm.tokenizers.cpm_bee import CpmBeeTokenizer
 
 GOLD = GOLDEN / "cpm_bee"
 VOCAB = SHARED_DATA / "cpm_bee" / "bee.txt" if SHARED_DATA else None
-pytestmark = pytest.mark.skipif(
-    VOCAB is None or not VOCAB.is_file() or not GOLD.is_dir(), reason="no golden files"
-)
 
 
 def read(name: str) -> Any:
@@ -51,7 +48,8 @@ CONVERT = read("convert.json") or {"records": [], "chains": [], "invalid": []}
 
 @pytest.fixture(scope="module")
 def tokenizer() -> CpmBeeTokenizer:
-    assert VOCAB is not None
+    if VOCAB is None or not VOCAB.is_file():
+        pytest.skip("the published vocabulary is not here")
     return CpmBeeTokenizer.from_file(VOCAB)
 
 
@@ -296,7 +294,7 @@ def _renumber_tasks(rows: list[Row], names: list[str], of_batch: list[str]) -> N
 
 
 @pytest.mark.parametrize("folder", golden_dirs("cpm_bee", "model_*"), ids=lambda f: f.name)
-def test_batch_of_the_model_sets(folder, tokenizer):
+def test_batch_of_the_model_sets(folder):
     """Targets and extension table follow from the tokens; COLUMNS hold the same batch."""
     with np.load(folder / "inputs.npz") as file:
         inputs = dict(file)

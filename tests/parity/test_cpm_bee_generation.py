@@ -45,6 +45,9 @@ def read_json(path: Path) -> Any:
 
 @cache
 def runs_of(folder: Path) -> dict[str, dict[str, Any]]:
+    """The golden runs; none in the small set, which has no vocabulary."""
+    if not (folder / "generation.json").is_file():
+        return {}
     return {run["tag"]: run for run in read_json(folder / "generation.json")["runs"]}
 
 
@@ -53,7 +56,10 @@ CASES = [pytest.param(f, tag, id=f"{f.name}-{tag}") for f in SETS for tag in run
 
 @cache
 def tokenizer() -> CpmBeeTokenizer:
-    return CpmBeeTokenizer.from_file(GOLDEN / "cpm_bee" / "vocab_small.txt")
+    path = GOLDEN / "cpm_bee" / "vocab_small.txt"
+    if not path.is_file():
+        pytest.skip("the small vocabulary of the golden runs is not here")
+    return CpmBeeTokenizer.from_file(path)
 
 
 @cache
@@ -248,9 +254,9 @@ def test_greedy_choice_equals_one_beam(kind, folder, tag) -> None:
 @pytest.mark.parametrize("folder", SETS, ids=lambda f: f.name)
 def test_the_batch_a_record_is_in_does_not_matter(folder) -> None:
     """All single runs of one setting at once, in batches of three and several buckets."""
+    engine = Engine(reference(folder), tokenizer(), buckets=[32, 64, 128], batch_size=3)
     runs = [r for tag, r in runs_of(folder).items() if tag.endswith("b3_rp1.2_wNone_lp1.0")]
     together = {**runs[0], "data": [run["data"][0] for run in runs]}
-    engine = Engine(reference(folder), tokenizer(), buckets=[32, 64, 128], batch_size=3)
 
     def make(plan, _numbers):
         return BeamSearch(plan, beams=3, **options_of(together))

@@ -217,7 +217,7 @@ def test_a_full_disk_is_told_and_harms_nothing(
     assert run.newest() is not None
 
 
-def full_after_the_first(values: Any) -> Any:
+def full_after_the_first(*_: Any) -> Any:
     yield b"x" * 100
     raise OSError(errno.ENOSPC, "No space left on device")
 

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 import mindplm
-from mindplm import checkpoint, cli, families
+from mindplm import checkpoint, cli, cli_write, families
+from mindplm.config import GenerateConfig
 from mindplm.errors import DataError
 from mindplm.models.cpm_bee.config import PRESETS
 from mindplm.strict import to_plain
@@ -188,20 +189,26 @@ def parsed(*argv: str) -> Any:
 def test_settings_of_generation_come_from_the_checkpoint_then_file_then_flags(
     saved: Path, tmp_path: Path
 ) -> None:
-    settings, running = cli._generate_settings(parsed("-m", str(saved)))
+    settings, running, _ = cli_write.settings_of(parsed("-m", str(saved)))
     assert (settings.beams, running.device) == (2, "auto")
     argv = ["-m", str(saved), "--beams", "4", "generate.max_new_tokens=9", "runtime.device=cpu"]
-    settings, running = cli._generate_settings(parsed(*argv))
+    settings, running, _ = cli_write.settings_of(parsed(*argv))
     assert (settings.beams, settings.max_new_tokens, running.device) == (4, 9, "cpu")
     path = tmp_path / "some.yaml"
     path.write_text("family: cpm_bee\ngenerate: {beams: 3}\n")
-    settings, _ = cli._generate_settings(parsed("-m", str(saved), "-c", str(path)))
+    settings, _, _ = cli_write.settings_of(parsed("-m", str(saved), "-c", str(path)))
     assert settings.beams == 3
+    argv = ["--stop", "a, b", "--stop", '"\n终]', "--strict", "--min-p", "0.1"]
+    settings, _, _ = cli_write.settings_of(parsed("-m", str(saved), *argv))
+    assert (settings.stop, settings.strict, settings.min_p) == (("a, b", '"\n终]'), True, 0.1)
+    assert not settings.per_blank
 
 
 def test_wrong_settings_of_generation_are_told(capsys: Any, saved: Path) -> None:
     argv = ["generate", "-m", str(saved), "--input", "x"]
     for more, wanted in [
+        (["--stop", ""], "generate.stop=('',), expected a list of texts"),
+        (["--beams", "1", "--num-best", "2"], "generate.num_best=2, expected at most"),
         (["--beams", "many"], "override generate.beams=many: generate.beams: expected a whole"),
         (["optim.lr=1"], "generate takes keys of generate and runtime only, got optim"),
         (["--temperature", "1"], "it needs generate.beams=1, got 2"),
@@ -216,27 +223,30 @@ def test_prompt_files_are_json_lines_and_errors_have_their_place(
 ) -> None:
     path = tmp_path / "in.jsonl"
     path.write_text('"text"\n\n{"input": "a", "<ans>": ""}\n', encoding="utf-8")
-    args = cli._parse(["generate", "-m", "x", "--file", str(path)])
-    assert cli._prompts(args) == ["text", {"input": "a", "<ans>": ""}]
+    assert cli_write.read_records(str(path)) == ["text", {"input": "a", "<ans>": ""}]
     for data, wanted in [
         (b'"a"\n{"b": \n', "in.jsonl:2: not JSON"),
         (b"\n\n", "in.jsonl is empty"),
-        (b"\xff", "in.jsonl: not UTF-8 text"),
+        (b"\xff", "in.jsonl:1: not UTF-8 text"),
+        (b"[" * 100_000, "in.jsonl:1: not JSON that can be used: nested too deeply"),
     ]:
         path.write_bytes(data)
-        status, _, err = run(capsys, "generate", "-m", "x", "--file", str(path))
+        status, _, err = run(capsys, "score", "-m", "x", "--file", str(path))
         assert (status, err.count("\n")) == (2, 1)
         assert wanted in err
 
 
 def test_results_are_printed_or_written(capsys: Any, tmp_path: Path) -> None:
-    records: list[dict[str, Any]] = [{"input": "1 << 2,", "<ans>": "春<<"}]
-    cli._print_records(records, parsed("-m", "x"))
+    records: list[dict[str, Any]] = [{"input": "1 < 2,", "<ans>": "春<<"}]
+    config = GenerateConfig()
+    args = cli._parse(["generate", "--input", "1 < 2,", "-m", "x"])
+    cli_write.print_results(records, args, config)
     assert capsys.readouterr().out == "1 < 2,春<\n"
-    cli._print_records(records, cli._parse(["generate", "-m", "x", "--record", "{}"]))
+    args = cli._parse(["generate", "-m", "x", "--record", "{}"])
+    cli_write.print_results(records, args, config)
     assert json.loads(capsys.readouterr().out) == records[0]
     out = tmp_path / "out.jsonl"
-    cli._print_records(records, parsed("-m", "x", "--out", str(out)))
+    cli_write.print_results(records, parsed("-m", "x", "--out", str(out)), config)
     assert json.loads(out.read_text(encoding="utf-8")) == records[0]
 
 

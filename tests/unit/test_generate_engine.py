@@ -171,7 +171,7 @@ def test_a_prompt_that_is_too_long_is_counted() -> None:
 
 def test_a_bad_prompt_is_named_by_its_number() -> None:
     with pytest.raises(DataError, match="prompt 2: record.input"):
-        generate(model(), TOKENIZER, ["abc", "a < b"])
+        generate(model(), TOKENIZER, ["abc", "a < b"], strict=True)
     with pytest.raises(DataError, match="a list of prompts, got one str"):
         generate(model(), TOKENIZER, "abc")
 

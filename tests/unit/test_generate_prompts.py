@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mindplm.data import prompts as prompting
+from mindplm.data.instances import IDS, SEGMENTS
 from mindplm.errors import DataError
 from mindplm.tokenizers.cpm_bee import SPECIALS, CpmBeeTokenizer
 
@@ -38,14 +39,14 @@ def test_blanks_are_the_leaves_of_the_answer_in_order() -> None:
     assert [b.path for b in prompt.blanks] == [("<mask_1>",), ("deep", "er"), ("last",)]
     assert [b.number for b in prompt.blanks] == [1, 2, 3]
     for blank in prompt.blanks:
-        assert blank.segment not in prompt.segment_ids
+        assert blank.segment not in prompt.tokens[SEGMENTS]
     assert len(prompt.rel) == prompt.num_segments**2
 
 
 def test_texts_under_the_answer_do_not_matter() -> None:
     other = copy.deepcopy(RECORD)
     other["<ans>"]["<mask_1>"] = "something else"
-    for name in ("ids", "subs", "segment_ids", "rel"):
+    for name in ("tokens", "rel"):
         np.testing.assert_array_equal(getattr(prepare(other), name), getattr(prepare(RECORD), name))
     assert prepare(other).blanks == prepare(RECORD).blanks
 
@@ -72,7 +73,7 @@ def test_padding_is_on_the_left_and_counts_no_segments() -> None:
         prompt = prepare(record)
         real = len(prompt) + 1
         assert (counts[i] != 0).tolist() == [False] * (80 - real) + [True] * real
-        np.testing.assert_array_equal(both.columns["ids"][i, 80 - real : -1], prompt.ids)
+        np.testing.assert_array_equal(both.columns["ids"][i, 80 - real : -1], prompt.tokens[IDS])
         assert both.columns["context"][i, -1] == 0
         assert both.columns["ids"][i, -1] == TOKENIZER.bos_id
     assert all(array.dtype == np.int32 for array in both.columns.values())

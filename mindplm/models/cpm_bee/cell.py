@@ -10,6 +10,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
+from mindplm.errors import ConfigError
 from mindplm.models.cpm_bee.config import CpmBeeConfig
 from mindplm.nn.attention import Attention
 from mindplm.nn.block import Block
@@ -102,7 +103,7 @@ class CpmBee(nn.Cell):
     def __init__(self, config: CpmBeeConfig, dtype=ms.float32):
         super().__init__()
         if config.dropout:
-            raise ValueError(f"model.dropout={config.dropout}: only 0 is implemented for cpm_bee")
+            raise ConfigError(f"model.dropout={config.dropout}: only 0 is implemented for cpm_bee")
         self.config = config
         hidden, std = config.hidden_size, 1.0
         self.embed = SubEmbedding(config.vocab_size, hidden, std=config.init_std, dtype=dtype)

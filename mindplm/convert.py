@@ -1,0 +1,380 @@
+"""Brings the original projects' checkpoints into our folder, and back; tensor by tensor."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from mindplm import checkpoint, families, files, strict, tensors
+from mindplm.errors import CheckpointError, ConfigError
+from mindplm.runtime import log
+from mindplm.tensors import BF16, LazyArray
+from mindplm.weights.lazy import lazy_ours, lazy_theirs
+from mindplm.weights.rules import Drop, Rule, plan
+from mindplm.weights.sources import open_tensors
+from mindplm.weights.torch_io import torch_chunks
+
+_WANTED: dict[str, np.dtype | None] = {
+    "keep": None,
+    "float16": np.dtype("<f2"),
+    "bfloat16": BF16,
+    "float32": np.dtype("<f4"),
+}
+DTYPES = tuple(_WANTED)
+FLAVOURS = ("openbmb", "hf")
+_HF_NAMES = ("cpmbee.", "lm_head.")
+_VOCABS = ("vocab.txt", "bee.txt")
+_MAX_CONFIG = 4 << 20
+_MAX_LAYERS = 4096
+_MODEL_TYPES = {"cpm_bee": ("cpmbee", "CpmBeeForCausalLM")}
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a conversion did.
+
+    Attributes:
+        family: Key of the family table.
+        flavour: openbmb or hf: the names that the foreign side has.
+        out: The folder that was written.
+        files: The files of tensors that were read.
+        tensors: How many were written.
+        parameters: Values in them.
+        bytes: Their bytes.
+        dtypes: Dtype to number of tensors.
+        dropped: Tensors that were read over, with the reason.
+        seconds: Time of reading, casting and writing.
+        verified: Tensors whose checksums were compared after reading all again; 0: not asked for.
+    """
+
+    family: str
+    flavour: str
+    out: Path
+    files: tuple[Path, ...]
+    tensors: int
+    parameters: int
+    bytes: int
+    dtypes: Mapping[str, int]
+    dropped: tuple[str, ...]
+    seconds: float
+    verified: int = 0
+
+    def __str__(self) -> str:
+        rate = self.bytes / 1e6 / max(self.seconds, 1e-9)
+        kinds = ", ".join(f"{name} ({count})" for name, count in self.dtypes.items())
+        lines = [
+            f"written: {self.out} ({self.family}, names of {self.flavour})",
+            f"tensors: {self.tensors:,} with {self.parameters:,} parameters",
+            f"dtype: {kinds}",
+            f"bytes: {self.bytes:,} in {self.seconds:.1f} s, {rate:.0f} MB/s",
+            f"dropped: {', '.join(self.dropped) or 'nothing'}",
+            f"verified: {f'{self.verified:,} tensors' if self.verified else 'not asked for'}",
+        ]
+        return "\n".join(lines)
+
+
+def convert(
+    source: str | Path,
+    out: str | Path,
+    *,
+    family: str = "cpm_bee",
+    dtype: str = "keep",
+    config: str | Path | None = None,
+    vocab: str | Path | None = None,
+    back: str | None = None,
+    verify: bool = False,
+) -> Report:
+    """Converts a checkpoint of the original project into ours, or ours back.
+
+    Only one tensor is in memory at a time. The folder appears when all of it is written.
+
+    Args:
+        source: A .bin, .pt or .safetensors file, an index, or a folder with these; with `back` a
+            checkpoint (or run folder) of ours.
+        out: The folder to write; it must not exist, or be empty.
+        family: Key of the family table; with `back` the checkpoint says it.
+        dtype: float16, bfloat16, float32, or keep.
+        config: The original's JSON file; default: config.json beside the tensors, else a preset
+            whose sizes fit exactly.
+        vocab: The vocabulary file; default: vocab.txt or bee.txt beside the tensors.
+        back: openbmb (a file that torch.load reads) or hf (safetensors).
+        verify: Read all again and compare checksums of tensors.
+
+    Raises:
+        UserError: Something is missing, damaged, refused or does not fit; it is named.
+    """
+    source, out = Path(source), Path(out)
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype={dtype!r}, accepted: {', '.join(DTYPES)}")
+    if back is not None and back not in FLAVOURS:
+        raise ConfigError(f"back={back!r}, accepted: {', '.join(FLAVOURS)}")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise CheckpointError(f"{out} exists; remove it or choose another folder")
+    if back is not None:
+        return _to_theirs(source, out, back, dtype, verify)
+    return _to_ours(source, out, families.family(family), family, dtype, (config, vocab), verify)
+
+
+# --- theirs to ours -------------------------------------------------------------------------------
+
+
+def _to_ours(
+    source: Path,
+    out: Path,
+    entry: families.Family,
+    family: str,
+    dtype: str,
+    given: tuple[str | Path | None, str | Path | None],
+    verify: bool,
+) -> Report:
+    if (source / files.MANIFEST).is_file() and (source / "model.yaml").is_file():
+        raise CheckpointError(
+            f"{source} is a checkpoint of this library already; to bring it back into another "
+            f"project's form say which: {', '.join(FLAVOURS)} (--back)"
+        )
+    theirs, paths = open_tensors(source)
+    theirs = _typed(theirs, dtype, paths)
+    flavour = "hf" if any(name.startswith(_HF_NAMES) for name in theirs) else "openbmb"
+    folder = source if source.is_dir() else source.parent
+    tokenizer = _tokenizer(entry, folder, given[1])
+    model = _model(entry, family, theirs, flavour, (folder, given[0]), tokenizer.vocab_size)
+    rules = entry.part("rules")(model, flavour)
+    if tokenizer.vocab_size != model.vocab_size:
+        raise CheckpointError(
+            f"the vocabulary has {tokenizer.vocab_size:,} entries, the model "
+            f"{model.vocab_size:,}; give the file that belongs to it (--vocab)"
+        )
+    bar = _bar("convert")
+    ours = _watched(lazy_ours(rules, theirs, entry.part("shapes")(model)), bar)
+    dropped = _dropped(rules, theirs)
+    start = time.perf_counter()
+    with bar:
+        checkpoint.write(
+            out,
+            family=family,
+            model_config=strict.to_plain(model),
+            weights=ours,
+            tokenizer_files=tokenizer.files(),
+        )
+    seconds = time.perf_counter() - start
+    report = _report(family, flavour, out, paths, ours, dropped, seconds)
+    if not verify:
+        return report
+    again = lazy_theirs(rules, checkpoint.read(out).lazy_weights(widen=False))
+    copies = [name for name in dropped if name in again]
+    count = _compare({n: a for n, a in theirs.items() if n not in dropped}, again, out)
+    for name in copies:
+        if theirs[name].shape != again[name].shape or _digest(theirs[name]) != _digest(again[name]):
+            log.warning("%s was dropped but differs from what it should be a copy of", name)
+    return dataclasses.replace(report, verified=count)
+
+
+def _typed(
+    arrays: Mapping[str, LazyArray], dtype: str, paths: Sequence[Path]
+) -> dict[str, LazyArray]:
+    """The tensors with the dtype that was asked for; all must be floats. Copies stay one object."""
+    odd = [n for n, a in arrays.items() if a.dtype.kind != "f" and not tensors.is_bf16(a.dtype)]
+    if odd:
+        raise CheckpointError(
+            f"{paths[0]}: {odd[0][:200]} holds {arrays[odd[0]].dtype}, expected floats"
+        )
+    wanted = _WANTED[dtype]
+    made: dict[int, LazyArray] = {}
+    for array in arrays.values():
+        target = array.dtype.newbyteorder("<") if wanted is None else wanted
+        made.setdefault(id(array), array.astype(target))
+    return {name: made[id(array)] for name, array in arrays.items()}
+
+
+def _tokenizer(entry: families.Family, folder: Path, given: str | Path | None) -> Any:
+    places = [Path(given)] if given is not None else [folder / name for name in _VOCABS]
+    found = [path for path in places if path.is_file()]
+    if not found:
+        raise CheckpointError(
+            f"no vocabulary: {' or '.join(map(str, places))} is missing; name it (--vocab FILE)"
+        )
+    return entry.part("tokenizer").from_file(found[0])
+
+
+def _model(
+    entry: families.Family,
+    family: str,
+    theirs: Mapping[str, LazyArray],
+    flavour: str,
+    place: tuple[Path, str | Path | None],
+    vocab_size: int,
+) -> Any:
+    """The typed settings: from the file that was named, or config.json, or a preset that fits."""
+    folder, given = place
+    path = Path(given) if given is not None else folder / "config.json"
+    if path.is_file():
+        return _read_config(path, entry, family)
+    if given is not None:
+        raise ConfigError(f"{path}: no such file")
+    for name, preset in entry.presets.items():
+        if not preset.vocab_size:
+            preset = dataclasses.replace(preset, vocab_size=vocab_size)
+        try:
+            lazy_ours(entry.part("rules")(preset, flavour), theirs, entry.part("shapes")(preset))
+        except CheckpointError:
+            continue
+        log.info("%s is missing; the tensors are those of the preset %s", path, name)
+        return preset
+    raise CheckpointError(
+        f"{path} is missing and the tensors fit none of the presets {', '.join(entry.presets)}; "
+        "name the original's JSON file (--config FILE)"
+    )
+
+
+def _read_config(path: Path, entry: families.Family, family: str) -> Any:
+    if path.stat().st_size > _MAX_CONFIG:
+        raise ConfigError(f"{path} is too large for a configuration")
+    try:
+        tree = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: not JSON: {str(error)[:120]}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: expected a mapping of names to values")
+    for key, value in tree.items():
+        if isinstance(value, (int, float)) and "layers" in key and not 0 < value <= _MAX_LAYERS:
+            raise ConfigError(f"{path}: {key}={value}, expected 1 to {_MAX_LAYERS}")
+    try:
+        model = entry.part("from_original")(tree)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    except (TypeError, ValueError, ArithmeticError, AttributeError, LookupError) as error:
+        raise ConfigError(f"{path}: a value is of the wrong kind: {str(error)[:120]}") from None
+    # Once more through the strict loader, which knows the declared type of every value.
+    return families.model_from_dict(family, strict.to_plain(model), str(path))
+
+
+def _dropped(rules: Sequence[Rule], theirs: Mapping[str, LazyArray]) -> tuple[str, ...]:
+    moves = plan(rules, theirs, back=False)
+    return tuple(name for move in moves if isinstance(move.rule, Drop) for name in move.sources)
+
+
+# --- ours to theirs -------------------------------------------------------------------------------
+
+
+def _to_theirs(source: Path, out: Path, flavour: str, dtype: str, verify: bool) -> Report:
+    saved = checkpoint.read(source)
+    try:
+        entry, model = families.family(saved.family), saved.model()
+    except (KeyError, TypeError, AttributeError):
+        raise CheckpointError(f"{saved.folder / 'model.yaml'} is damaged") from None
+    rules = entry.part("rules")(model, flavour)
+    kept = saved.lazy_weights(widen=False)
+    shapes = {name: tuple(shape) for name, shape in entry.part("shapes")(model).items()}
+    if {name: array.shape for name, array in kept.items()} != shapes:
+        raise CheckpointError(f"{saved.folder}: its tensors are not those that model.yaml tells of")
+    ours = _typed(kept, dtype, [saved.folder])
+    bar = _bar("convert")
+    theirs = lazy_theirs(rules, _watched(ours, bar))
+    kinds = {_dtype_name(array.dtype) for array in ours.values()}
+    start = time.perf_counter()
+    with bar, files.new_folder(out, tensors.num_bytes(theirs) + (64 << 10)) as writer:
+        for name in saved.tokenizer_files:
+            writer.write(name, [(saved.folder / name).read_bytes()])
+        settings = _settings(entry, saved.family, model, flavour, kinds)
+        text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
+        writer.write("config.json", [text.encode()])
+        if flavour == "hf":
+            tensors.write_arrays(writer, "model", theirs, tensors.SHARD_BYTES, reader="pt")
+        else:
+            writer.write("pytorch_model.bin", torch_chunks(theirs, "pytorch_model"))
+    seconds = time.perf_counter() - start
+    paths = sorted(saved.folder.glob("weights*.safetensors"))
+    report = _report(saved.family, flavour, out, paths, theirs, (), seconds)
+    if not verify:
+        return report
+    files.verify(out)
+    again = lazy_ours(rules, open_tensors(out)[0], shapes)
+    return dataclasses.replace(report, verified=_compare(ours, again, out))
+
+
+def _settings(
+    entry: families.Family, family: str, model: Any, flavour: str, kinds: set[str]
+) -> dict[str, Any]:
+    settings = entry.part("to_original")(model, flavour, half=kinds == {"float16"})
+    if flavour == "hf":
+        kind, architecture = _MODEL_TYPES[family]
+        settings["model_type"], settings["architectures"] = kind, [architecture]
+        settings["torch_dtype"] = min(kinds) if len(kinds) == 1 else "float32"
+    return settings
+
+
+# --- both ways ------------------------------------------------------------------------------------
+
+
+def _bar(title: str) -> tqdm:
+    return tqdm(desc=title, unit="B", unit_scale=True, disable=None, total=0)
+
+
+def _watched(arrays: Mapping[str, LazyArray], bar: tqdm) -> dict[str, LazyArray]:
+    """The same arrays; the bar moves when one is read."""
+
+    def watched(array: LazyArray) -> LazyArray:
+        def load() -> np.ndarray:
+            values = array.load()
+            bar.update(array.nbytes)
+            return values
+
+        return LazyArray(array.shape, array.dtype, load)
+
+    bar.total = tensors.num_bytes(arrays)
+    return {name: watched(array) for name, array in arrays.items()}
+
+
+def _dtype_name(dtype: np.dtype) -> str:
+    return "bfloat16" if tensors.is_bf16(dtype) else dtype.name
+
+
+def _report(
+    family: str,
+    flavour: str,
+    out: Path,
+    paths: Sequence[Path],
+    written: Mapping[str, LazyArray],
+    dropped: tuple[str, ...],
+    seconds: float,
+) -> Report:
+    return Report(
+        family=family,
+        flavour=flavour,
+        out=out,
+        files=tuple(paths),
+        tensors=len(written),
+        parameters=sum(math.prod(array.shape) for array in written.values()),
+        bytes=tensors.num_bytes(written),
+        dtypes=Counter(_dtype_name(array.dtype) for array in written.values()),
+        dropped=dropped,
+        seconds=seconds,
+    )
+
+
+def _compare(before: Mapping[str, LazyArray], after: Mapping[str, LazyArray], out: Path) -> int:
+    """Compares tensors by checksum; CheckpointError with the first that differs."""
+    with _bar("verify") as bar:
+        watched = _watched(before, bar)
+        for name, array in watched.items():
+            if name not in after or _digest(array) != _digest(after[name]):
+                raise CheckpointError(f"{out}: {name} differs from the source; do not use it")
+    return len(before)
+
+
+def _digest(array: LazyArray) -> tuple[Any, ...]:
+    digest = hashlib.sha256()
+    for piece in tensors.pieces(array):
+        digest.update(piece.view(np.uint8).data)
+    return _dtype_name(array.dtype), array.shape, digest.hexdigest()

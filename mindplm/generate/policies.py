@@ -1,0 +1,79 @@
+"""From settings to policies: which one, with which rules, and a seed for every prompt."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mindplm.config import GenerateConfig
+from mindplm.data.prompts import Prompt
+from mindplm.errors import ConfigError
+from mindplm.generate.engine import PolicyMaker
+from mindplm.generate.rows import Extras
+from mindplm.generate.sampling import Sampler
+from mindplm.generate.search import BeamSearch
+from mindplm.strict import suggest
+
+
+def with_changes(settings: GenerateConfig | None, changes: Mapping[str, Any]) -> GenerateConfig:
+    """Settings with some fields changed.
+
+    Raises:
+        ConfigError: A field does not exist, or its value cannot be used.
+    """
+    known = [field.name for field in dataclasses.fields(GenerateConfig)]
+    for name in changes:
+        if name not in known:
+            raise ConfigError(f"generate has no setting {name}{suggest(name, known)}")
+    if isinstance(changes.get("stop"), list):
+        changes = {**changes, "stop": tuple(changes["stop"])}
+    return dataclasses.replace(settings or GenerateConfig(), **changes)
+
+
+def policy_maker(config: GenerateConfig, seeds: Sequence[int]) -> PolicyMaker:
+    """Makes the policies of batches; seeds are by the number of the prompt in the call."""
+    extras = Extras(
+        per_blank=config.per_blank,
+        min_new_tokens=config.min_new_tokens,
+        penalize_written=config.repetition_form == "written",
+        stop=config.stop,
+        min_p=config.min_p,
+    )
+    if config.beams > 1:
+        return lambda plan, _: BeamSearch(
+            plan,
+            beams=config.beams,
+            max_new_tokens=config.max_new_tokens,
+            repetition_penalty=config.repetition_penalty,
+            repetition_window=config.repetition_window,
+            length_penalty=config.length_penalty,
+            extras=extras,
+        )
+    return lambda plan, numbers: Sampler(
+        plan,
+        [seeds[i] for i in numbers],
+        temperature=config.temperature,
+        top_k=config.top_k,
+        top_p=config.top_p,
+        max_new_tokens=config.max_new_tokens,
+        repetition_penalty=config.repetition_penalty,
+        repetition_window=config.repetition_window,
+        extras=extras,
+    )
+
+
+def most_tokens(config: GenerateConfig, prompts: Sequence[Prompt]) -> int:
+    """Most tokens that a prompt of a call can be given."""
+    blanks = max((len(prompt.blanks) for prompt in prompts), default=1)
+    return config.max_new_tokens * (blanks if config.per_blank else 1)
+
+
+def seeds_of(seed: int | Sequence[int], num: int) -> list[int]:
+    """One seed per prompt: those given, or s, s + 1, ..."""
+    seeds = list(seed) if isinstance(seed, Sequence) else [int(seed) + i for i in range(num)]
+    if len(seeds) != num:
+        raise ConfigError(f"{len(seeds)} seeds for {num} prompts; expected one for each")
+    if min(seeds, default=0) < 0:
+        raise ConfigError(f"seed={min(seeds)}, expected at least 0")
+    return seeds

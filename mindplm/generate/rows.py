@@ -1,0 +1,233 @@
+"""What every way of writing shares: the batch's plan, where its rows stand, what they may write.
+
+A *policy* decides which tokens a running batch is fed. It has two calls, `feed()` (what goes into
+the network next) and `advance(logits)` (what came out), and `results()` when `advance` has said
+None. Rows are sentence by sentence, row by row. The network appends classes to its vocabulary
+for the indexed tokens of the batch, so a *class* is a base id or vocab_size + place in that table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Callable, NamedTuple, Protocol
+
+import numpy as np
+
+from mindplm.errors import ConfigError
+
+FORBIDDEN = np.float32(-10000.0)
+Pairs = list[tuple[int, int]]
+"""What a sentence is given: classes, each with the number of its blank."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a policy must know of the batch it writes for.
+
+    Attributes:
+        blanks: For each sentence its blanks in order: (segment id, number).
+        vocab_size: Classes before the appended ones.
+        bos_id: Opens a blank.
+        eos_id: Closes a blank.
+        unk_id: Forbidden unless `allowed_unk`.
+        newline_id: A line break.
+        ext_ids: int32 [E], base id of each appended class.
+        ext_sub: int32 [E], sub index of each appended class.
+        allowed_ext: bool [sentences, E].
+        allowed_unk: bool [sentences].
+        piece: (sentence, class) -> its text, needed for stop strings only.
+    """
+
+    blanks: Sequence[Sequence[tuple[int, int]]]
+    vocab_size: int
+    bos_id: int
+    eos_id: int
+    unk_id: int
+    newline_id: int
+    ext_ids: np.ndarray
+    ext_sub: np.ndarray
+    allowed_ext: np.ndarray
+    allowed_unk: np.ndarray
+    piece: Callable[[int, int], str] | None = None
+
+
+@dataclass(frozen=True)
+class Extras:
+    """Rules beyond the original's; the defaults change nothing.
+
+    Attributes:
+        per_blank: The limit of new tokens counts for each blank by itself, so that a long answer
+            leaves the later blanks their room. The token that reaches it closes its blank.
+        min_new_tokens: A blank is not closed by its end mark before it has so many tokens.
+        penalize_written: The repetition penalty falls on the classes that were written, instead
+            of on the base ids that were fed, among which is the begin mark.
+        stop: A blank is closed when its text holds one of these.
+        min_p: Sampling keeps the classes of at least this share of the best one's probability.
+    """
+
+    per_blank: bool = False
+    min_new_tokens: int = 0
+    penalize_written: bool = False
+    stop: tuple[str, ...] = ()
+    min_p: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.min_new_tokens < 0:
+            raise ConfigError(f"min_new_tokens={self.min_new_tokens}, expected at least 0")
+        if not 0 <= self.min_p <= 1:
+            raise ConfigError(f"min_p={self.min_p}, expected 0 <= min_p <= 1")
+        if isinstance(self.stop, str) or not all(self.stop):
+            raise ConfigError(f"stop={self.stop!r}, expected a list of texts that are not empty")
+
+
+PLAIN = Extras()
+
+
+class Feed(NamedTuple):
+    """The next token of every row; int32 [rows] each."""
+
+    ids: np.ndarray
+    subs: np.ndarray
+    segments: np.ndarray
+    positions: np.ndarray
+
+
+class Policy(Protocol):
+    """Decides what is written; see the module's text."""
+
+    def feed(self) -> Feed:
+        """The tokens that go into the network next."""
+
+    def advance(self, logits: np.ndarray) -> np.ndarray | None:
+        """Takes the scores of those tokens; the row each new row continues, None at the end."""
+
+    def certain(self, sentence: int) -> Pairs:
+        """What the sentence has so far for sure; `results` begins with it."""
+
+    def results(self) -> list[Pairs]:
+        """For each sentence what was written."""
+
+    def ranked(self, sentence: int) -> list[Pairs]:
+        """All that is kept of a sentence at the end, the best first."""
+
+
+class Rows:
+    """The rows of a batch as all policies need them: where they stand and what they were fed."""
+
+    def __init__(
+        self, plan: Plan, rows_per_sentence: int, max_new_tokens: int, extras: Extras = PLAIN
+    ):
+        self._plan, self._extras = plan, extras
+        self.sentence = np.repeat(np.arange(len(plan.blanks)), rows_per_sentence)
+        num = len(self.sentence)
+        most = max(len(blanks) for blanks in plan.blanks) if extras.per_blank else 1
+        self.limit = max_new_tokens * most
+        self._blank_limit = max_new_tokens if extras.per_blank else 0
+        self.blank = np.zeros(num, np.int32)
+        first = [plan.blanks[s][0][0] for s in self.sentence.tolist()]
+        self.next = Feed(
+            np.full(num, plan.bos_id, np.int32),
+            np.zeros(num, np.int32),
+            np.array(first, np.int32),
+            np.zeros(num, np.int32),
+        )
+        # What the penalty counts: ids as fed, or classes as written with -1 for a begin mark.
+        self.classes = np.full(num, -1, np.int32)
+        self.fed = np.zeros((num, self.limit), np.int32)
+        self.num_fed = 0
+        self._tails = [""] * num
+        self._tail = max(map(len, extras.stop), default=1) - 1
+        self._no_unk = np.flatnonzero(~plan.allowed_unk[self.sentence])
+        self._no_ext = ~plan.allowed_ext[self.sentence]
+
+    def reorder(self, parents: np.ndarray) -> None:
+        """Makes row i continue what row parents[i] was."""
+        self.blank = self.blank[parents]
+        self.fed = self.fed[parents]
+        self.classes = self.classes[parents]
+        self.next = Feed(*(values[parents] for values in self.next))
+        self._tails = [self._tails[parent] for parent in parents.tolist()]
+
+    def write(self, row: int, token: int) -> None:
+        """Lets a row continue with a class; one that closes a blank opens the next."""
+        blanks = self._plan.blanks[self.sentence[row]]
+        if self._closes(row, token):
+            self.blank[row] += 1
+            values = (self._plan.bos_id, 0, blanks[self.blank[row]][0], 0)
+            self._tails[row] = ""
+            token = -1
+        else:
+            place = token - self._plan.vocab_size
+            base, sub = (
+                (token, 0) if place < 0 else (self._plan.ext_ids[place], self._plan.ext_sub[place])
+            )
+            values = (base, sub, self.next.segments[row], self.next.positions[row] + 1)
+            if self._tail:
+                self._tails[row] = (self._tails[row] + self._text(row, token))[-self._tail :]
+        self.classes[row] = token
+        for column, value in zip(self.next, values):
+            column[row] = value
+
+    def number(self, row: int) -> int:
+        """The number of the blank that a row writes."""
+        return self._plan.blanks[self.sentence[row]][self.blank[row]][1]
+
+    def ends(self, row: int, token: int) -> bool:
+        """Whether a class ends the row's last blank."""
+        last = self.blank[row] == len(self._plan.blanks[self.sentence[row]]) - 1
+        return bool(last) and self._closes(row, token)
+
+    def scores(self, logits: np.ndarray, penalty: float, window: int) -> np.ndarray:
+        """Logits of the real classes after the bans and the repetition penalty, a copy, fp32."""
+        written = self._extras.penalize_written
+        self.fed[:, self.num_fed] = self.classes if written else self.next.ids
+        self.num_fed += 1
+        vocab_size = self._plan.vocab_size
+        num_classes = vocab_size + self._no_ext.shape[1]
+        values = np.array(logits[: len(self.sentence), :num_classes], np.float32)
+        if np.isnan(values).any():
+            raise FloatingPointError("the network returned NaN; its weights are not usable")
+        values[self._no_unk, self._plan.unk_id] = FORBIDDEN
+        values[:, vocab_size:][self._no_ext] = FORBIDDEN
+        if penalty != 1.0:
+            first = max(0, self.num_fed - window) if window else 0
+            _penalize(values, self.fed[:, first : self.num_fed], penalty)
+        short = self.next.positions < self._extras.min_new_tokens
+        values[short, self._plan.eos_id] = FORBIDDEN
+        return values
+
+    def _closes(self, row: int, token: int) -> bool:
+        """Whether a class closes the row's blank: end mark, limit of the blank, stop string."""
+        if token == self._plan.eos_id:
+            return True
+        if self._blank_limit and self.next.positions[row] + 1 >= self._blank_limit:
+            return True
+        if not self._extras.stop:
+            return False
+        text = self._tails[row] + self._text(row, token)
+        return any(stop in text for stop in self._extras.stop)
+
+    def _text(self, row: int, token: int) -> str:
+        assert self._plan.piece is not None
+        return self._plan.piece(int(self.sentence[row]), token)
+
+
+def _penalize(values: np.ndarray, seen: np.ndarray, penalty: float) -> None:
+    """Divides the positive and multiplies the negative scores of the classes seen, in place."""
+    real = seen >= 0
+    seen = np.where(real, seen, seen.max(axis=1, keepdims=True))
+    seen = np.maximum(seen, 0)
+    old = np.take_along_axis(values, seen, axis=1)
+    factor = np.where(real.any(axis=1, keepdims=True), np.float32(penalty), np.float32(1))
+    np.put_along_axis(values, seen, np.where(old < 0, old * factor, old / factor), axis=1)
+
+
+def check_limits(max_new_tokens: int, repetition_penalty: float, repetition_window: int) -> None:
+    """Raises ConfigError for limits that no policy can work with."""
+    if max_new_tokens < 1:
+        raise ConfigError(f"max_new_tokens={max_new_tokens}, expected at least 1")
+    if repetition_penalty < 1:
+        raise ConfigError(f"repetition_penalty={repetition_penalty}, expected at least 1")
+    if repetition_window < 0:
+        raise ConfigError(f"repetition_window={repetition_window}, expected at least 0 (0: all)")

@@ -1,0 +1,65 @@
+"""Text as it is written: pieces that are certain, none of them half a character."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from mindplm.config import GenerateConfig
+from mindplm.data.answers import answer
+from mindplm.data.prompts import Prompt
+from mindplm.generate.engine import Engine
+from mindplm.generate.policies import most_tokens, policy_maker
+from mindplm.generate.rows import Pairs
+
+
+class Piece(str):
+    """A piece of text; `path` holds the keys of its blank below `<ans>`, () if there is but one."""
+
+    path: tuple[str, ...]
+
+    def __new__(cls, text: str, path: tuple[str, ...] = ()) -> Piece:
+        piece = super().__new__(cls, text)
+        piece.path = path
+        return piece
+
+
+def pieces(
+    engine: Engine, prompt: Prompt, tokenizer: Any, config: GenerateConfig, seed: int
+) -> Iterator[Piece]:
+    """Writes for one prompt.
+
+    With beams, what all beams that can still win agree on is given out; with stop strings an end
+    that may become one is held back.
+    """
+    steps = engine.stream(
+        prompt,
+        policy_maker(config, [seed]),
+        rows_per_prompt=config.beams,
+        max_new_tokens=most_tokens(config, [prompt]),
+    )
+    shown = [0] * len(prompt.blanks)
+    for pairs, table, is_all in steps:
+        for place, text in _texts(pairs, table, prompt, tokenizer, config.stop, is_all):
+            if len(text) > shown[place]:
+                yield Piece(text[shown[place] :], prompt.blanks[place].path)
+                shown[place] = len(text)
+
+
+def _texts(
+    pairs: Pairs,
+    table: dict[int, str],
+    prompt: Prompt,
+    tokenizer: Any,
+    stop: tuple[str, ...],
+    is_all: bool,
+) -> Iterator[tuple[int, str]]:
+    """(place of a blank, its certain text) for each blank that was reached."""
+    if not pairs:
+        return
+    for place, blank in enumerate(prompt.blanks):
+        classes = [token for token, number in pairs if number == blank.number]
+        if not classes:
+            continue
+        is_open = not is_all and pairs[-1][1] == blank.number and classes[-1] != tokenizer.eos_id
+        yield place, answer(classes, table, tokenizer, stop, is_open=is_open)

@@ -1,0 +1,78 @@
+"""Each shipped config is shown by the command line; the lists of dependencies agree."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT
+
+from mindplm import cli, families
+
+CONFIGS = sorted((ROOT / "configs").glob("*/*.yaml"))
+BOUND = re.compile(r"([\w-]+)\s*([^#;\s]*)")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_show(path: Path, capsys) -> None:
+    assert cli.main(["show", "-c", str(path)]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"^# parameters: [\d,]+$", shown, re.MULTILINE)
+    again = families.config_from_dict(yaml.safe_load(shown), "shown")
+    assert again == families.load_config(path)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_the_header_gives_the_command(path: Path) -> None:
+    name = path.relative_to(ROOT).as_posix()
+    header = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    assert any(f"-c {name}" in line for line in header)
+
+
+def test_each_family_has_a_tiny_config() -> None:
+    for name in families.FAMILIES:
+        assert ROOT / "configs" / name / "tiny.yaml" in CONFIGS
+
+
+def requirements(lines: list[str]) -> dict[str, str]:
+    """Name to bounds."""
+    found = [BOUND.match(line) for line in lines if line.strip() and not line.startswith("#")]
+    return {match[1].lower(): match[2] for match in found if match}
+
+
+def test_requirements_hold_what_the_package_needs() -> None:
+    """Each with a reason, in bounds that the package allows too."""
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    named = requirements(lines)
+    assert all("#" in line for line in lines if line.strip())
+    text = (ROOT / "pyproject.toml").read_text()
+    section = re.search(r"^dependencies = \[\n(.*?)^\]", text, re.MULTILINE | re.DOTALL)
+    assert section
+    core = requirements(re.findall(r'"([^"]+)"', section[1]))
+    assert set(named) - set(core) == {"mindformers"}
+    for name, bound in core.items():
+        if name == "mindspore":
+            assert (named[name], bound) == ("==2.9.0", ">=2.9,<2.11")
+        else:
+            assert named[name] == bound, name
+
+
+def test_the_texts_of_the_project_name_no_registry() -> None:
+    hosts = re.compile(r"\b(?:pypi|npmjs|anaconda|tuna|aliyun|huaweicloud)\.[a-z.]+", re.IGNORECASE)
+    files = [ROOT / "requirements.txt", ROOT / "pyproject.toml", ROOT / ".ci" / "run"]
+    for path in [*files, *(ROOT / "scripts").iterdir()]:
+        assert not hosts.search(path.read_text(encoding="utf-8")), path
+
+
+def test_help_is_instant() -> None:
+    """It does not load MindSpore."""
+    code = "import sys; from mindplm import cli\ntry: cli.main(['--help'])\n"
+    code += "finally: assert 'mindspore' not in sys.modules and 'numpy' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    for verb in ("vocab", "preprocess", "pretrain", "evaluate", "generate", "show", "list"):
+        assert verb in done.stdout

@@ -85,10 +85,17 @@ class SourceConfig:
     infill: blanks), or record: lines are records."""
     text_field: str = "text"
     """Key of the text in JSON lines."""
+    extra_fields: tuple[str, ...] = ("title", "author")
+    """Keys of JSON lines that some records show beside the text; of title and author."""
 
     def __post_init__(self) -> None:
         require(self.path != "", "data: a source has an empty path")
         require(self.weight > 0, f"data: weight={self.weight} of {self.path}, expected > 0")
+        require(
+            set(self.extra_fields) <= {"title", "author"},
+            f"data: extra_fields={list(self.extra_fields)} of {self.path}, accepted in it: "
+            "title, author",
+        )
         require(
             min(self.tasks.values(), default=-1) >= 0 and sum(self.tasks.values()) > 0,
             f"data: tasks={self.tasks} of {self.path}, expected at least one weight > 0, none < 0",

@@ -146,8 +146,11 @@ def replace_file(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
         flush_folder(path.parent)
+    except OSError as error:  # the temporary name would say nothing to a user
+        raise type(error)(error.errno, error.strerror, str(path)) from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 # --- removing -------------------------------------------------------------------------------------

@@ -65,7 +65,8 @@ print(hashlib.sha256(open(sys.argv[1], "rb").read()).hexdigest(), sys.argv[2])' 
     [ "$what" = core ] || target="${ROOT}[$what]"
     say "Installing ($size of packages, unless they were downloaded before)"
     rm -f "$stamp"
-    "$PYTHON" -m pip install -q -e "$target"
+    # setuptools warns about every editable installation.
+    PYTHONWARNINGS=ignore "$PYTHON" -m pip install -q -e "$target"
     printf '%s %s\n' "$what" "$wanted" >"$stamp"
 }
 

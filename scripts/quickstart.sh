@@ -37,5 +37,5 @@ loss curve   $run/loss.png
 metrics      $run/metrics.jsonl
 TensorBoard  $(dirname "$(find "$run" -name 'events.out.*' | head -n 1)")
 
-Write more:  $PYTHON -m mindplm generate -m $run --input 明月
+Write more:  $(printf '%q ' "$PYTHON" -m mindplm generate -m "$run")--input 明月
 END

@@ -102,6 +102,7 @@ class Drawer:
         settings: Settings,
     ):
         self._tasks = [dict(source.tasks) for source in sources]
+        self._extras = [source.extra_fields for source in sources]
         self._names = list(names)
         self._tokenizer = tokenizer
         self._settings = settings
@@ -157,9 +158,10 @@ class Drawer:
         self, piece: str, document: Document, source: int, rng: np.random.Generator
     ) -> Instance:
         """Draws a task and a record, anew if the record turns out too long."""
+        extras = {k: v for k, v in document.fields.items() if k in self._extras[source]}
         for last in (False,) * (_REDRAWS - 1) + (True,):
             task = choose_task(self._tasks[source], rng)
-            record = make_record(task, piece, document.fields, rng, max_blanks=self._max_blanks)
+            record = make_record(task, piece, extras, rng, max_blanks=self._max_blanks)
             try:
                 instance = self._convert(record, self._text_shape, rng)
             except RecordError as error:

@@ -44,7 +44,7 @@ def fingerprint(
             if not before:
                 raise
             files = before
-        facts = dataclasses.asdict(source)
+        facts = {**dataclasses.asdict(source), "extra_fields": list(source.extra_fields)}
         described.append({**facts, "name": name, "files": files})
     plain = dataclasses.asdict(settings)
     return {
@@ -122,7 +122,7 @@ def _source_differences(old: list[dict], new: list[dict]) -> list[str]:
         if before is None:
             changes.append(f"source {source['name']} was added")
             continue
-        for key in ("path", "weight", "tasks", "text_field"):
+        for key in ("path", "weight", "tasks", "text_field", "extra_fields"):
             if before.get(key) != source[key]:
                 what = f"{key} of source {source['name']}"
                 changes.append(f"{what} was {before.get(key)}, is {source[key]}")

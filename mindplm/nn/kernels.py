@@ -10,6 +10,7 @@ from __future__ import annotations
 import mindspore as ms
 from mindspore import Tensor, nn, ops
 
+
 @ms.constexpr
 def on_cpu() -> bool:
     """Whether graphs are being built for CPU; known when a graph is compiled."""

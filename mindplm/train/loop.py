@@ -205,7 +205,8 @@ def pretrain(config: RunConfig) -> Result:
     found = runtime.setup(config.runtime)
     if found.world != config.parallel.data:
         raise settings.ConfigError(
-            f"parallel.data={config.parallel.data}, but the number of processes is {found.world}"
+            f"parallel.data={config.parallel.data}, but the number of processes is {found.world}; "
+            "start as many with msrun"
         )
     run = RunFolder(config.train.output)
     if run.root.exists() and not run.root.is_dir():

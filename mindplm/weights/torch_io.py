@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from mindplm.errors import CheckpointError
-from mindplm.tensors import LazyArray, array_in_file, pieces
+from mindplm.tensors import Array, LazyArray, array_in_file, pieces
 from mindplm.weights.pickle_reader import (
     ORDERED_DICT,
     REBUILD,
@@ -204,7 +204,7 @@ def _plain_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
 _CODES = {dtype: name for name, dtype in STORAGES.items()}
 
 
-def torch_chunks(arrays: Mapping[str, LazyArray], prefix: str = "archive") -> Iterator[bytes]:
+def torch_chunks(arrays: Mapping[str, Array], prefix: str = "archive") -> Iterator[bytes]:
     """The bytes of a PyTorch file, part by part; names of one array object share its storage.
 
     Args:
@@ -212,7 +212,7 @@ def torch_chunks(arrays: Mapping[str, LazyArray], prefix: str = "archive") -> It
         prefix: Name of the folder inside the file, as torch.save gives it.
     """
     keys: dict[int, str] = {}
-    storages: dict[str, LazyArray] = {}
+    storages: dict[str, Array] = {}
     for array in arrays.values():
         if id(array) not in keys:
             keys[id(array)] = str(len(keys))
@@ -229,12 +229,12 @@ def torch_chunks(arrays: Mapping[str, LazyArray], prefix: str = "archive") -> It
     return zip_chunks(members())
 
 
-def _parts(array: LazyArray) -> Iterator[memoryview]:
+def _parts(array: Array) -> Iterator[memoryview]:
     for piece in pieces(array):
         yield piece.view(np.uint8).data
 
 
-def _pickle(arrays: Mapping[str, tuple[str, LazyArray]]) -> bytes:
+def _pickle(arrays: Mapping[str, tuple[str, Array]]) -> bytes:
     """A pickle, protocol 2, of a dictionary of tensors as torch.save describes them."""
     out = [b"\x80\x02}"]
     for name, (key, array) in arrays.items():

@@ -35,8 +35,14 @@ _BELOW = "assets files config nn weights tokenizers runtime models data families
 GROUPS.update(convert=_BELOW, generate=_BELOW, evaluate=_BELOW, train=_BELOW + " evaluate")
 GROUPS.update(cli="", __main__="cli", __init__="")
 # Modules at the top level that belong to a group of another name.
-ALIASES = {"strict": "config", "yaml_io": "config", "tensors": "files", "config_generate": "config",
-           "text": "tokenizers", "cli_write": "cli"}
+ALIASES = {
+    "strict": "config",
+    "yaml_io": "config",
+    "tensors": "files",
+    "config_generate": "config",
+    "text": "tokenizers",
+    "cli_write": "cli",
+}
 # Importing these, and so all that they import, must not load MindSpore.
 FREE = [
     "config", "strict", "yaml_io", "errors", "families", "files", "tensors", "checkpoint", "cli",

@@ -142,7 +142,11 @@ def numpy_rms_norm(x: np.ndarray, weight: np.ndarray, eps: float, scale: float) 
 def test_rms_norm_and_its_gradient(scale):
     eps = 1e-3
     norm = RMSNorm(WIDTH, eps, scale=scale, dtype=ms.float32)
-    weight, x, probe = 1 + 0.3 * normal(WIDTH, seed=2), normal(3, 4, WIDTH), normal(3, 4, WIDTH, seed=3)
+    weight, x, probe = (
+        1 + 0.3 * normal(WIDTH, seed=2),
+        normal(3, 4, WIDTH),
+        normal(3, 4, WIDTH, seed=3),
+    )
     norm.weight.set_data(Tensor(weight))
     wide = [a.astype(np.float64) for a in (x, weight)]
     np.testing.assert_allclose(

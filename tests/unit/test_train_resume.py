@@ -78,9 +78,7 @@ def test_a_killed_run_goes_on_bitwise(whole: Path, tmp_path: Path) -> None:
     assert_same_runs(whole.parent / "run", output)
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name
-)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 def test_a_stopped_run_saves_and_goes_on_bitwise(
     whole: Path, tmp_path: Path, number: signal.Signals
 ) -> None:

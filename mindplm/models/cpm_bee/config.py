@@ -116,14 +116,15 @@ _5B = replace(
 
 PRESETS: dict[str, CpmBeeConfig] = {
     "tiny": CpmBeeConfig(
-        hidden_size=192,
-        num_heads=6,
+        hidden_size=128,
+        num_heads=4,
         head_dim=32,
-        ffn_size=512,
+        ffn_size=384,
         num_layers=3,
-        num_distance_buckets=64,
         num_segment_buckets=64,
         max_distance=512,
+        init_std=1.0,
+        residual_init_std=0.1,
     ),
     "small": CpmBeeConfig(hidden_size=768, num_heads=12, head_dim=64, ffn_size=2048, num_layers=12),
     "1b": replace(_5B, head_dim=40, ffn_size=1024),

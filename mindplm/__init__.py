@@ -19,6 +19,8 @@ __version__ = "0.1.0"
 # MindSpore reads its log level when it is imported; its warnings about absent devices and its own
 # deprecated operators say nothing to a user. A level that the user set wins.
 os.environ.setdefault("GLOG_v", "3")
+# The OpenMP threads of matrix products would otherwise spin on the cores that other kernels need.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 _NAMES = {
     "load": "mindplm.generate:load",

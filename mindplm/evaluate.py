@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import mindspore as ms
 import numpy as np
@@ -104,7 +104,7 @@ class Evaluator:
         return Score(nats, targets, chars, rows)
 
 
-def run(folder: str | Path, config: Optional[RunConfig] = None) -> Score:
+def run(folder: str | Path, config: RunConfig | None = None) -> Score:
     """Measures a checkpoint on the validation rows of a run.
 
     Args:

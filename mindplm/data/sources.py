@@ -179,7 +179,7 @@ def _json_lines(lines: Iterator[tuple[int, bytes]], label: str) -> Iterator[Item
             yield Problem(place, "empty line", "the line is empty; expected a JSON object")
             continue
         try:
-            value = json.loads(raw.decode("utf-8"))
+            value = json.loads(raw.decode("utf-8").rstrip("\r\n"))
         except UnicodeDecodeError as error:
             yield Problem(place, "not UTF-8", f"not UTF-8 (byte {error.start} of the line)")
         except json.JSONDecodeError as error:

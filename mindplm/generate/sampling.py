@@ -61,6 +61,9 @@ class Sampler:
         self._cuts = (top_k, top_p, extras.min_p)
         self._penalty, self._window = repetition_penalty, repetition_window
         self._nonempty = nonempty and temperature > 0
+        # The order of the appended classes depends on the prompts beside; what is drawn must not.
+        appended = np.lexsort((plan.ext_sub, plan.ext_ids)) + plan.vocab_size
+        self._order = np.concatenate([np.arange(plan.vocab_size), appended])
         self._rows = Rows(plan, 1, max_new_tokens, extras)
         self._left = self._rows.limit
         self._streams = [np.random.Generator(np.random.Philox(key=seed)) for seed in seeds]
@@ -102,10 +105,11 @@ class Sampler:
     def _draw(self, scores: np.ndarray, row: int) -> int:
         if self._temperature == 0:
             return int(scores.argmax())
-        classes, weights = nucleus(scores / self._temperature, *self._cuts)
+        classes, weights = nucleus(scores[self._order] / self._temperature, *self._cuts)
         edges = np.cumsum(weights)
         point = self._streams[row].random() * edges[-1]
-        return int(classes[min(np.searchsorted(edges, point, side="right"), len(classes) - 1)])
+        drawn = min(int(np.searchsorted(edges, point, side="right")), len(classes) - 1)
+        return int(self._order[classes[drawn]])
 
 
 def nucleus(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Optional
-
 from mindspore import nn
 
 
@@ -18,10 +16,10 @@ class Block(nn.Cell):
 
     def __init__(
         self,
-        attn_norm: Optional[nn.Cell],
-        attn: Optional[nn.Cell],
-        ffn_norm: Optional[nn.Cell],
-        ffn: Optional[nn.Cell],
+        attn_norm: nn.Cell | None,
+        attn: nn.Cell | None,
+        ffn_norm: nn.Cell | None,
+        ffn: nn.Cell | None,
         *,
         keep: float = 1.0,
     ):

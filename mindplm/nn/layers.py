@@ -6,8 +6,6 @@ h heads, k head width, f feed-forward, v vocabulary, n flattened b*t.
 
 from __future__ import annotations
 
-from typing import Optional
-
 import mindspore as ms
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Zero
@@ -15,7 +13,7 @@ from mindspore.common.initializer import Zero
 from mindplm.nn.kernels import row_sum
 
 
-def parameter(shape: tuple[int, ...], dtype, std: Optional[float]) -> Parameter:
+def parameter(shape: tuple[int, ...], dtype, std: float | None) -> Parameter:
     """A parameter that `initialise` fills: normal with deviation std, or ones if std is None."""
     made = Parameter(Tensor(shape=shape, dtype=dtype, init=Zero()))
     made.init_std = std

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -37,8 +37,8 @@ class Result:
 
     step: int
     checkpoint: Path
-    valid: Optional[Score]
-    curve: Optional[Path]
+    valid: Score | None
+    curve: Path | None
     interrupted: bool
 
 
@@ -116,7 +116,7 @@ class Trainer:
         self.run = RunFolder(config.train.output)
         self.done = 0
 
-    def resume(self) -> Optional[Checkpoint]:
+    def resume(self) -> Checkpoint | None:
         """Takes weights, moments and the step from a checkpoint, if there is one to go on from."""
         checkpoint = self.run.resume(self.config.train.resume)
         if checkpoint is None:
@@ -222,7 +222,7 @@ def pretrain(config: RunConfig) -> Result:
             return _train(trainer, metrics)
 
 
-def _announce(trainer: Trainer, resumed: Optional[Checkpoint]) -> None:
+def _announce(trainer: Trainer, resumed: Checkpoint | None) -> None:
     """Says what will be trained, on what, and where it is written."""
     config, found = trainer.config, trainer.found
     count = sum(weight.size for weight in trainer.optimizer.weights)
@@ -241,13 +241,27 @@ def _announce(trainer: Trainer, resumed: Optional[Checkpoint]) -> None:
     log.info("run folder  %s", trainer.run.root)
     if resumed is not None:
         log.info("resume      step %d of %s", trainer.done, resumed.folder)
+        for change in _changes(resumed.run or {}, settings.to_dict(config)):
+            log.warning("%s: other steps than the interrupted run would have made", change)
+
+
+def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Settings that shape the steps to come and differ from those of the interrupted run."""
+    watched = {"data": None, "optim": None, "runtime": ("seed", "dtype"), "train": ("batch_size",)}
+    changes = []
+    for section, names in watched.items():
+        before, now = old.get(section, {}), new[section]
+        for name in names or now:
+            if before.get(name) != now[name]:
+                changes.append(f"{section}.{name} was {before.get(name)}, is {now[name]}")
+    return changes
 
 
 def _train(trainer: Trainer, metrics: Metrics) -> Result:
     """Steps from trainer.done to train.steps, with everything around them."""
     config, train = trainer.config, trainer.config.train
     valid = Validation(trainer) if config.data.valid else None
-    score: Optional[Score] = None
+    score: Score | None = None
     saved = trainer.run.path_of(trainer.done)
     stream = trainer.stream()
     bar = tqdm(total=train.steps, initial=trainer.done, desc="train", unit="step", disable=None)

@@ -45,12 +45,12 @@ def made(tmp_path_factory: Any) -> Place:
 
 @pytest.fixture
 def place(made: Place, tmp_path: Path) -> Place:
-    """A copy that a test may spoil."""
-    folder = tmp_path / "copy"
-    shutil.copytree(made.folder, folder)
-    config = folder / "run.yaml"
-    config.write_text(config.read_text().replace(str(made.folder), str(folder)))
-    return Place(folder, config)
+    """Another one, with the same run, that a test may spoil."""
+    config = tiny_run.write_run(tmp_path / "copy", steps=2)
+    shutil.copytree(made.run_folder, config.parent / "run")
+    copy = Place(config.parent, config)
+    assert cli.main(copy("preprocess")) == 0
+    return copy
 
 
 def refused(capsys: Any, argv: list[str], *wanted: str) -> str:
@@ -134,9 +134,9 @@ def test_a_loss_that_is_no_number_ends_the_run_before_it_is_saved(
 
 # What a line holds, why it is counted, and what is said of it beside file and line.
 BAD_LINES: list[tuple[str, str, str]] = [
-    ('{"input": "a", "<ans>": ', "broken JSON", "broken JSON at column 24"),
+    ('{"input": "a", "<ans>": ', "broken JSON", "broken JSON at column 25"),
     ('{"input": "a"}', "no <ans>", "record without <ans> (keys: input)"),
-    ('{"input": "1 < 2", "<ans>": "b"}', "invalid text", "record.input: '<' at character 2"),
+    ('{"input": "1 < 2", "<ans>": "b"}', "invalid text", "that '<' opens at position 2: '1 < 2'"),
     ('{"input": "<moon>", "<ans>": "b"}', "unknown tag", "record.input: unknown tag <moon>"),
     ('{"input": ["a"], "<ans>": "b"}', "wrong type", "record.input is a list"),
     ('{"input": "%s", "<ans>": "b"}' % ("明" * 99), "too long", "tokens, seq_len is 64"),
@@ -329,7 +329,7 @@ def test_no_space_for_rows(capsys: Any, place: Place, size: str) -> None:
     path = place.folder / "train.jsonl"
     write_lines(path, tiny_run.texts(3000))
     with small_disk(place.folder / "disk", size) as disk:
-        argv = place("preprocess", f"data.folder={disk}", "data.repeat=60")
+        argv = place("preprocess", f"data.folder={disk}", "data.repeat=6")
         refused(capsys, argv, str(disk), "no space left", "free")
         assert [name for name in os.listdir(disk) if not name.startswith(".")] == []
 
@@ -371,10 +371,11 @@ def test_prompts(capsys: Any, made: Place) -> None:
         refused(capsys, [*generate, "--record", json.dumps(record)], "prompt 1", *wanted)
 
     check({"input": "a"}, 'the record has no key "<ans>"')
-    check({"input": "<a", "<ans>": ""}, "'<'")
-    check({"input": "<moon>", "<ans>": ""}, "record.input: unknown tag <moon>")
     check({"input": 3, "<ans>": ""}, "record.input is a number")
     check({"input": "a", "<ans>": {}}, "record.<ans> holds no text to write")
+    generate.append("--strict")
+    check({"input": "1 < 2", "<ans>": ""}, "record.input", "that '<' opens at position 2: '1 < 2'")
+    check({"input": "<moon>", "<ans>": ""}, "record.input: unknown tag <moon>")
     refused(capsys, [*generate, "--input", "z9" * 3000], "prompt 1 has ", "2048", "2047")
     path = made.folder / "prompts.jsonl"
     path.write_text('{"input": "a", "<ans>": ""}\n{"input": "b"}\n')

@@ -58,7 +58,7 @@ def test_the_pieces_of_a_stream_are_what_is_written(options) -> None:
             several += piece.path in texts
             texts[piece.path] = texts.get(piece.path, "") + piece
         assert texts == {path: text for path, text in leaves(whole["<ans>"]).items() if text}
-    assert several > 5
+    assert several > 5 or "beams" in options
 
 
 @pytest.mark.parametrize("options", MORE)
@@ -76,7 +76,7 @@ def test_neither_batch_nor_bucket_nor_padding_changes_what_is_written(options) -
 def test_stop_strings_cut_exactly() -> None:
     """What is written is the free text up to the first stop string, whatever the tokens."""
     free = generate(model(), TOKENIZER, ["abc"] * 30, temperature=1.5, max_new_tokens=25)
-    stop = ("ab", "q", "xyz", "cc")
+    stop = ("ab", "d", "vz", "kg")
     kept = generate(model(), TOKENIZER, ["abc"] * 30, temperature=1.5, max_new_tokens=25, stop=stop)
     cut = 0
     for long, short in zip(free, kept):
@@ -232,7 +232,7 @@ def test_no_record_crashes() -> None:
             if number % 2:
                 used.append(record)
         except UserError as error:
-            str(error).encode()
+            assert str(error)
             refused += 1
     assert len(used) > 1000
     assert refused > 1000

@@ -134,6 +134,15 @@ def is_ascend() -> bool:
     return device_target() == "Ascend"
 
 
+def settle(value: Any) -> Any:
+    """Waits for a result where waiting is cheaper than running ahead: on CPU.
+
+    There the caller's thread spins while a graph runs, on a core that the graph needs; blocked in
+    a read of the result it does not. A device of its own computes on while Python goes ahead.
+    """
+    return value.asnumpy() if device_target() == "CPU" else value
+
+
 def num_cores() -> int:
     """CPU cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
@@ -194,8 +203,9 @@ def setup(config: RuntimeConfig) -> Runtime:
     try:
         ms.set_device(device)
     except RuntimeError as error:
-        # A process that is connected to others may name its device once only.
-        if "modified" not in str(error) or device_target() != device:
+        # A process that is connected to others, or has computed before, has its device for good.
+        fixed = any(word in str(error) for word in ("modified", "initialized"))
+        if not fixed or device_target() != device:
             text = " ".join(str(error).split())[:200]
             message = f"runtime.device={config.device}: {device} is refused: {text}"
             raise DeviceError(message) from error

@@ -36,6 +36,13 @@ find_python() {
         "install one of them or name it with MINDPLM_PYTHON"
 }
 
+# pip_install PYTHON ARGUMENTS ...: without the warnings of setuptools about each editable package
+pip_install() {
+    local python=$1
+    shift
+    PYTHONWARNINGS=ignore "$python" -m pip install -q "$@"
+}
+
 # make_venv FOLDER: leaves a whole environment or nothing
 make_venv() {
     local folder=$1 python
@@ -46,7 +53,7 @@ make_venv() {
         fail "$python could not make a virtual environment in $folder;" \
             "Debian and Ubuntu have what is missing in the package python3-venv"
     fi
-    "$folder/bin/python" -m pip install -q --upgrade pip
+    pip_install "$folder/bin/python" --upgrade pip
 }
 
 # install_project core|dev: editable, once for each state of pyproject.toml
@@ -65,8 +72,7 @@ print(hashlib.sha256(open(sys.argv[1], "rb").read()).hexdigest(), sys.argv[2])' 
     [ "$what" = core ] || target="${ROOT}[$what]"
     say "Installing ($size of packages, unless they were downloaded before)"
     rm -f "$stamp"
-    # setuptools warns about every editable installation.
-    PYTHONWARNINGS=ignore "$PYTHON" -m pip install -q -e "$target"
+    pip_install "$PYTHON" -e "$target"
     printf '%s %s\n' "$what" "$wanted" >"$stamp"
 }
 

@@ -1,4 +1,4 @@
-"""A run of a few seconds for tests: a corpus, a vocabulary, settings, and the command line on them."""
+"""A run of a few seconds for tests: corpus, vocabulary, settings, and the command line on them."""
 
 from __future__ import annotations
 

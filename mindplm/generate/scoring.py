@@ -143,7 +143,7 @@ def score(
         raise DataError(f"expected a list of records, got one {type(records).__name__}")
     if batch_size < 1:
         raise ConfigError(f"batch_size={batch_size}, expected at least 1")
-    rows = []
+    rows: list[Row] = []
     for number, record in enumerate(records, start=1):
         try:
             rows.append(_row(record, tokenizer, model, strict, buckets))
@@ -212,7 +212,7 @@ def _run(
 ) -> Iterator[tuple[int, Score]]:
     """Scores by batches of like length, long rows first."""
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
-    size = min(batch_size, len(rows))
+    size = max(1, min(batch_size, len(rows)))
     max_rel = _room(_REL_ROOM, [len(row.segment_rel) for row in rows])
     for first in range(0, len(rows), size):
         numbers = order[first : first + size]

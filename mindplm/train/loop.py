@@ -60,7 +60,7 @@ class _Window:
         Raises:
             UserError: A loss or a gradient is not a finite number.
         """
-        losses = np.array([item.asnumpy() for item in self.losses], np.float64).reshape(-1)
+        losses = np.array([np.asarray(item) for item in self.losses], np.float64).reshape(-1)
         norms = np.array([item.asnumpy() for item in self.norms], np.float64).reshape(-1)
         for i, (loss, norm) in enumerate(zip(losses, norms), step - len(losses) + 1):
             if not (np.isfinite(loss) and np.isfinite(norm)):
@@ -265,14 +265,15 @@ def _train(trainer: Trainer, metrics: Metrics) -> Result:
     saved = trainer.run.path_of(trainer.done)
     stream = trainer.stream()
     bar = tqdm(total=train.steps, initial=trainer.done, desc="train", unit="step", disable=None)
-    window = _Window()
+    window, stopping = _Window(), False
     with _stop_requests() as stops:
         try:
-            while trainer.done < train.steps and not stops:
+            while trainer.done < train.steps and not stopping:
                 _one_step(trainer, stream, window)
                 bar.update()
                 done, last = trainer.done, trainer.done == train.steps
-                if done % train.log_every == 0 or last or stops:
+                stopping = bool(stops)  # once a step: what stops the run also saves it
+                if done % train.log_every == 0 or last or stopping:
                     values = window.values(done)
                     values["train/lr"] = learning_rate(config.optim, done - 1, train.steps)
                     metrics.log(done, values)
@@ -283,7 +284,7 @@ def _train(trainer: Trainer, metrics: Metrics) -> Result:
                     metrics.log(
                         done, {"valid/loss": score.per_target, "valid/per_char": score.per_char}
                     )
-                if last or stops or (train.save_every and done % train.save_every == 0):
+                if last or stopping or (train.save_every and done % train.save_every == 0):
                     if window.losses:
                         window.values(done)
                     saved = trainer.save()
@@ -293,7 +294,7 @@ def _train(trainer: Trainer, metrics: Metrics) -> Result:
             bar.close()
     curve = trainer.run.root / "loss.png"
     plot_losses(metrics.path, curve, f"{config.family} in {trainer.run.root.name}")
-    return Result(trainer.done, saved, score, curve, bool(stops))
+    return Result(trainer.done, saved, score, curve, trainer.done < train.steps)
 
 
 def _one_step(trainer: Trainer, stream: RowStream, window: _Window) -> None:
@@ -305,7 +306,7 @@ def _one_step(trainer: Trainer, stream: RowStream, window: _Window) -> None:
     lr = learning_rate(config.optim, trainer.done, config.train.steps)
     scalars = trainer.optimizer.scalars(lr, trainer.done, info["targets"])
     loss, norm = trainer.step(columns, trainer.shared, scalars)
-    window.losses.append(loss)
+    window.losses.append(runtime.settle(loss))
     window.norms.append(norm)
     window.target_counts.append(info["targets"])
     window.tokens += info["tokens"]

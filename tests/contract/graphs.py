@@ -2,17 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
-
-
-def _api() -> Any:
-    for name in ("mindspore.graph.api", "mindspore.common.api"):  # 2.10, 2.9
-        try:
-            return importlib.import_module(name)
-        except ImportError:
-            continue
-    raise ImportError("MindSpore keeps its compiled graphs elsewhere in this version")
+from mindspore.graph import api  # not public, the same in 2.9 and 2.10
 
 
 def num_graphs() -> int:
@@ -21,14 +11,13 @@ def num_graphs() -> int:
     MindSpore adds an entry to these two tables each time that it compiles, and looks there whether
     it must.
     """
-    api = _api()
     return len(api.ms_compile_cache) + sum(map(len, api.cells_compile_cache.values()))
 
 
 class Graphs:
     """Counts what is compiled inside a with block.
 
-    Cells that die take their entries along, so the block must keep its cells.
+    Cells that die take their entries along, so the cells of the block must outlive it.
     """
 
     def __enter__(self) -> Graphs:

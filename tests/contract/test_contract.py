@@ -6,7 +6,6 @@ import math
 from functools import cache
 from pathlib import Path
 
-import mindspore as ms
 import numpy as np
 import pytest
 from conftest import ROOT
@@ -105,9 +104,6 @@ def test_cutting_a_batch_changes_nothing(name, num_micro):
     for _ in range(5):
         np.testing.assert_allclose(cut(columns), whole(columns), rtol=1e-6)
     ours = cut.weights()
-    for weight, array in whole.weights().items():
-        norm = np.linalg.norm(array)
-        print("PROBE", weight, np.linalg.norm(ours[weight] - array) / norm)
     for weight, array in whole.weights().items():
         norm = np.linalg.norm(array)
         assert np.linalg.norm(ours[weight] - array) <= 1e-6 * norm, weight

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -66,13 +64,3 @@ def test_the_texts_of_the_project_name_no_registry() -> None:
     files = [ROOT / "requirements.txt", ROOT / "pyproject.toml", ROOT / ".ci" / "run"]
     for path in [*files, *(ROOT / "scripts").iterdir()]:
         assert not hosts.search(path.read_text(encoding="utf-8")), path
-
-
-def test_help_is_instant() -> None:
-    """It does not load MindSpore."""
-    code = "import sys; from mindplm import cli\ntry: cli.main(['--help'])\n"
-    code += "finally: assert 'mindspore' not in sys.modules and 'numpy' not in sys.modules"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    for verb in ("vocab", "preprocess", "pretrain", "evaluate", "generate", "show", "list"):
-        assert verb in done.stdout

@@ -323,15 +323,14 @@ def small_disk(folder: Path, size: str) -> Iterator[Path]:
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-@pytest.mark.parametrize("size", ["1m", "20m"])
-def test_no_space_for_rows(capsys: Any, place: Place, size: str) -> None:
-    """1 MB is refused before, 20 MB fills up while rows are written."""
-    path = place.folder / "train.jsonl"
-    write_lines(path, tiny_run.texts(3000))
-    with small_disk(place.folder / "disk", size) as disk:
-        argv = place("preprocess", f"data.folder={disk}", "data.repeat=6")
-        refused(capsys, argv, str(disk), "no space left", "free")
-        assert [name for name in os.listdir(disk) if not name.startswith(".")] == []
+@pytest.mark.parametrize("foreseen", [True, False])
+def test_no_space_for_rows(capsys: Any, monkeypatch: Any, place: Place, foreseen: bool) -> None:
+    """Told before anything is written, or when writing fails."""
+    if not foreseen:
+        monkeypatch.setattr("mindplm.data.records._MIN_FREE_BYTES", 0)
+    with small_disk(place.folder / "disk", "1m") as disk:
+        refused(capsys, place("preprocess", f"data.folder={disk}"), str(disk), "no space left")
+        assert os.listdir(disk) == []
 
 
 def test_no_space_for_checkpoints(capsys: Any, place: Place) -> None:
@@ -377,9 +376,6 @@ def test_prompts(capsys: Any, made: Place) -> None:
     check({"input": "1 < 2", "<ans>": ""}, "record.input", "that '<' opens at position 2: '1 < 2'")
     check({"input": "<moon>", "<ans>": ""}, "record.input: unknown tag <moon>")
     refused(capsys, [*generate, "--input", "z9" * 3000], "prompt 1 has ", "2048", "2047")
-    path = made.folder / "prompts.jsonl"
-    path.write_text('{"input": "a", "<ans>": ""}\n{"input": "b"}\n')
-    refused(capsys, [*generate, "--file", str(path)], "prompt 2", '"<ans>"')
 
 
 def test_outputs_of_writing(capsys: Any, made: Place) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Optional
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -19,7 +18,7 @@ def _golden() -> Path:
 
 GOLDEN = _golden()
 _data = GOLDEN.parent / "data"
-SHARED_DATA: Optional[Path] = _data if _data.is_dir() else None
+SHARED_DATA: Path | None = _data if _data.is_dir() else None
 
 
 def golden_dirs(family: str, pattern: str) -> list[Path]:

@@ -145,6 +145,8 @@ def eval_batches(
 ) -> Iterator[Batch]:
     """Every row once, in order; the last batch is filled with empty rows.
 
+    The extension table is that of all rows, so that losses do not depend on the size of batches.
+
     Args:
         folder: Folder of rows, or one that was opened.
         batch_size: Rows of a global batch.
@@ -162,7 +164,8 @@ def eval_batches(
     _check_batch(batch_size, rank, world)
     number = min(max_rows, len(opened)) if max_rows else len(opened)
     steps = _eval_steps(opened, number, batch_size, rank, world)
-    return _batches(opened, steps, batch_size // world, shape)
+    ext = merge_pairs(map(opened.index.pairs, range(number)))
+    return _batches(opened, steps, batch_size // world, shape, ext)
 
 
 def stream_rows(num_rows: int, seed: int, start: int, count: int) -> np.ndarray:
@@ -219,9 +222,16 @@ def _step(folder: RowFolder, step: int, epoch: int, rows: np.ndarray, own: np.nd
 
 
 def _batches(
-    folder: RowFolder, steps: Iterator[_Step], num_rows: int, shape: RowShape
+    folder: RowFolder,
+    steps: Iterator[_Step],
+    num_rows: int,
+    shape: RowShape,
+    ext: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Iterator[Batch]:
-    """Reads the rows of the steps ahead, many at once, and makes a batch of each step."""
+    """Reads the rows of the steps ahead, many at once, and makes a batch of each step.
+
+    The extension table is `ext`, or else that of the rows of a step.
+    """
     while True:
         ahead: deque[_Step] = deque()
         wanted = 0
@@ -242,7 +252,7 @@ def _batches(
                 num_rows=num_rows,
                 shape=shape,
                 marks=folder.marks,
-                ext=merge_pairs(map(folder.index.pairs, step.rows.tolist())),
+                ext=ext or merge_pairs(map(folder.index.pairs, step.rows.tolist())),
             )
             step.info["tasks"] = [row.task_ids.tolist() for row in rows]
             yield columns, step.info

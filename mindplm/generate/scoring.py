@@ -212,7 +212,7 @@ def _run(
 ) -> Iterator[tuple[int, Score]]:
     """Scores by batches of like length, long rows first."""
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
-    size = max(1, min(batch_size, len(rows)))
+    size = min(batch_size, _room(1, [len(rows)]))
     max_rel = _room(_REL_ROOM, [len(row.segment_rel) for row in rows])
     for first in range(0, len(rows), size):
         numbers = order[first : first + size]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from mindspore import nn
 
 
@@ -24,8 +26,10 @@ class Block(nn.Cell):
         keep: float = 1.0,
     ):
         super().__init__()
-        self.attn_norm, self.attn = attn_norm, attn
-        self.ffn_norm, self.ffn = ffn_norm, ffn
+        self.attn_norm: Any = attn_norm
+        self.attn: Any = attn
+        self.ffn_norm: Any = ffn_norm
+        self.ffn: Any = ffn
         self.has_attn, self.has_ffn = attn is not None, ffn is not None
         self.keep = keep
 

@@ -86,7 +86,7 @@ class Adam(nn.Cell):
             scalars_4: `Scalars` as a tensor.
         """
         _, lr, eps, decay = scalars_4
-        done = ()
+        done: tuple[Tensor, ...] = ()
         for i in range(len(self.weights)):
             weight, grad = self.weights[i], grads[i]
             if self.decays[i] and self.decoupled:

@@ -49,7 +49,7 @@ class TrainStep:
             norm = global_norm(grads)
             if clip_norm > 0:
                 factor = ops.minimum(clip_norm / (norm + 1e-6), Tensor(1.0, ms.float32))
-                clipped = ()
+                clipped: tuple[Tensor, ...] = ()
                 for grad in grads:
                     clipped = clipped + (grad * factor,)
                 grads = clipped

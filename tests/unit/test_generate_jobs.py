@@ -91,7 +91,7 @@ class BreaksAfter:
         return self.network.start(*columns)
 
 
-@pytest.mark.parametrize("torn", [b"", b"5 0 {\"input", b"rubbish\n9"])
+@pytest.mark.parametrize("torn", [b"", b'5 0 {"input', b"rubbish\n9"])
 def test_an_interrupted_run_is_gone_on_with(source: Path, tmp_path: Path, torn: bytes) -> None:
     whole, out = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
     run(source, whole)

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from table_network import BOS, EOS, UNK, VOCAB, Table, drive, plan_of
 
 from mindplm.errors import ConfigError
-from mindplm.generate.sampling import Sampler
 from mindplm.generate.rows import FORBIDDEN, Feed, Rows
+from mindplm.generate.sampling import Sampler
 from mindplm.generate.search import BeamSearch, best_of, log_softmax
 
 USED = (2, 3, 5, EOS)

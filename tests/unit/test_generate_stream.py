@@ -66,7 +66,9 @@ def test_neither_batch_nor_bucket_nor_padding_changes_what_is_written(options) -
     options = {"max_new_tokens": 9, **options, "examples": EXAMPLES}
     seed = options.pop("seed", 3)
     together = generate(model(), TOKENIZER, PROMPTS, seed=seed, **options)
-    other = generate(model(), TOKENIZER, PROMPTS, seed=seed, buckets=(300,), batch_size=4, **options)
+    other = generate(
+        model(), TOKENIZER, PROMPTS, seed=seed, buckets=(300,), batch_size=4, **options
+    )
     assert together == other
     for i, prompt in enumerate(PROMPTS):
         alone = generate(model(), TOKENIZER, [prompt], seed=seed + i, **options)

@@ -7,7 +7,7 @@ where every later token sees every entry.
 
 from __future__ import annotations
 
-from mindspore import nn, ops
+from mindspore import Tensor, nn, ops
 
 from mindplm.models.cpm_bee.cell import CpmBee
 from mindplm.nn.cache import place_token, take_rows
@@ -55,7 +55,7 @@ class CpmBeePrefill(nn.Cell):
         bias = masked(model.position_bias(index), mask.expand_dims(1))
         x = model.embed(ids, subs)
         row = ops.ones((1, 1, 1), x.dtype)
-        cache = ()
+        cache: tuple[Tensor, ...] = ()
         for block in model.blocks:
             if block.has_attn:
                 attn = block.attn
@@ -109,7 +109,7 @@ class CpmBeeStep(nn.Cell):
         bias = masked(model.position_bias(index), mask.expand_dims(1))
         x = model.embed(ids, subs).expand_dims(1)
         row = ops.ones((1, 1, 1), x.dtype)
-        cache = ()
+        cache: tuple[Tensor, ...] = ()
         number = 0
         for block in model.blocks:
             if block.has_attn:

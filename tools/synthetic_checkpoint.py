@@ -1,6 +1,6 @@
 """Writes a random checkpoint in the exact layout of a published CPM-Bee model.
 
-    python tools/synthetic_checkpoint.py 1b /tmp/bee-1b --flavour hf --shards 3
+    python tools/synthetic_checkpoint.py 1b bee-1b --flavour hf --shards 3
 
 The files are written piece by piece, so little memory is needed. The vocabulary is made up: the
 special entries, then numbered words; it has the size of the published one and nothing else of it.

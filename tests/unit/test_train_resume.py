@@ -186,7 +186,9 @@ def test_ten_kills_at_random_moments_change_nothing(tmp_path: Path) -> None:
         if number % 2:  # any moment; otherwise one inside a write
             time.sleep(rng.uniform(0, 0.6))
         else:
-            begun = begun and wait_for(process, lambda: any(".tmp" in n for n in half_written(output)))
+            begun = begun and wait_for(
+                process, lambda: any(".tmp" in n for n in half_written(output))
+            )
             time.sleep(rng.uniform(0, 0.03))
         os.kill(process.pid, signal.SIGKILL)
         status, out = finish(process)

@@ -7,8 +7,7 @@ last column has context 0: the prompt does not see it, it sees the whole prompt.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -34,6 +33,8 @@ from mindplm.tokenizers.cpm_bee import CpmBeeTokenizer
 
 MOST_SEGMENTS = 4096
 """Keys and texts of a record; their relations take the square of it."""
+MOST_LEVELS = 100
+"""Dicts inside dicts."""
 
 COLUMNS = (
     *("ids", "subs", "positions", "context", "sample_ids", "segment_ids", "num_segments"),
@@ -145,14 +146,13 @@ def prepare(
             f"(its keys are {', '.join(map(str, record)) or 'none'})"
         )
     paths: list[tuple[str, ...]] = []
-    with _shallow():
-        marked = {**record, ANSWER: _placeholders(record[ANSWER], (), paths)}
-        if not paths:
-            raise DataError(
-                f'record.{ANSWER} holds no text to write; expected "" or a dict with at least '
-                'one ""'
-            )
-        sample = to_arrays(_ready(marked, tokenizer, strict), tokenizer, max_depth=max_depth)
+    _check_size(record)
+    marked = {**record, ANSWER: _placeholders(record[ANSWER], (), paths)}
+    if not paths:
+        raise DataError(
+            f'record.{ANSWER} holds no text to write; expected "" or a dict with at least one ""'
+        )
+    sample = to_arrays(_ready(marked, tokenizer, strict), tokenizer, max_depth=max_depth)
     instance, state = make_instance(sample), sample.state
     for number, example in enumerate(examples, start=1):
         try:
@@ -254,26 +254,23 @@ def _placeholders(value: Any, path: tuple[str, ...], paths: list[tuple[str, ...]
     return f"<ans_{len(paths)}>"
 
 
-@contextlib.contextmanager
-def _shallow() -> Iterator[None]:
-    try:
-        yield
-    except RecursionError:
-        raise DataError("the record is nested too deeply") from None
-
-
 def _ready(record: Any, tokenizer: CpmBeeTokenizer, strict: bool) -> Any:
-    if (count := _count(record)) > MOST_SEGMENTS:
-        raise DataError(
-            f"the record has {count} keys and texts, at most {MOST_SEGMENTS} can be related"
-        )
     return record if strict else lenient_record(record, tokenizer.special_tokens)
 
 
-def _count(value: Any) -> int:
+def _check_size(record: Any) -> None:
+    if (count := _count(record, 0)) > MOST_SEGMENTS:
+        raise DataError(
+            f"the record has {count} keys and texts, at most {MOST_SEGMENTS} can be related"
+        )
+
+
+def _count(value: Any, depth: int) -> int:
     if not isinstance(value, Mapping):
         return 1
-    return len(value) + sum(map(_count, value.values()))
+    if depth == MOST_LEVELS:
+        raise DataError(f"the record is nested too deeply, expected at most {MOST_LEVELS} levels")
+    return len(value) + sum(_count(item, depth + 1) for item in value.values())
 
 
 def _example(
@@ -281,9 +278,9 @@ def _example(
 ) -> Sample:
     if not isinstance(record, Mapping):
         raise DataError(f"expected a record (a dict), got {_shown(record)}")
-    with _shallow():
-        ready = _ready(record, tokenizer, strict)
-        sample = to_arrays(ready, tokenizer, max_depth=max_depth, state=state)
+    _check_size(record)
+    ready = _ready(record, tokenizer, strict)
+    sample = to_arrays(ready, tokenizer, max_depth=max_depth, state=state)
     if not any(leaf.predicted for leaf in sample.leaves):
         raise DataError(f'the record has no answers; expected texts under the key "{ANSWER}"')
     return sample

@@ -71,7 +71,7 @@ def test_results_stand_in_order_and_errors_in_their_place(source: Path, tmp_path
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
 
 
-class Broken(Exception):
+class PowerError(Exception):
     """Stands for a power failure."""
 
 
@@ -87,7 +87,7 @@ class BreaksAfter:
     def start(self, *columns):
         self.left -= 1
         if self.left < 0:
-            raise Broken
+            raise PowerError
         return self.network.start(*columns)
 
 
@@ -97,7 +97,7 @@ def test_an_interrupted_run_is_gone_on_with(source: Path, tmp_path: Path, torn: 
     run(source, whole)
     net = model()
     net.network = BreaksAfter(net.network, 3)
-    with pytest.raises(Broken):
+    with pytest.raises(PowerError):
         run(source, out, net)
     assert not out.exists()
     side = tmp_path / "out.jsonl.part"
@@ -114,7 +114,7 @@ def test_an_interrupted_run_is_gone_on_with(source: Path, tmp_path: Path, torn: 
 def test_another_run_is_not_gone_on_with(source: Path, tmp_path: Path) -> None:
     net, out = model(), tmp_path / "out.jsonl"
     net.network = BreaksAfter(net.network, 1)
-    with pytest.raises(Broken):
+    with pytest.raises(PowerError):
         run(source, out, net)
     for changes, word in [
         ({"seed": 8}, "seed differ"),

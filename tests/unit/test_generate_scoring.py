@@ -28,7 +28,7 @@ RECORDS = [
     {"input": "abc", "<ans>": "de"},
     {"input": "abc<mask_0>def<mask_1>", "<ans>": {"<mask_0>": "x", "<mask_1>": "yz<mask_1>"}},
     {"input": "hello" * 12, "question": "why", "<ans>": "because"},
-    {"input": "x<option_3>", "options": {"<option_3>": "a", "<option_1>": "b"}, "<ans>": "<option_1>"},
+    {"input": "x", "options": {"<option_3>": "a", "<option_1>": "b"}, "<ans>": "<option_1>"},
     {"<ans>": ""},
     {"input": "1 < \u30ab", "<ans>": {"a": {"b": "c<"}, "d": "e"}},
 ]  # fmt: skip

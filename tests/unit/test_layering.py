@@ -42,6 +42,7 @@ ALIASES = {
     "config_generate": "config",
     "text": "tokenizers",
     "cli_write": "cli",
+    "cli_convert": "cli",
 }
 # Importing these, and so all that they import, must not load MindSpore.
 FREE = [

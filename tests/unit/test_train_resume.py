@@ -156,7 +156,7 @@ def test_a_run_without_a_good_checkpoint_says_so(whole: Path, tmp_path: Path, ca
 # --- ten kills ------------------------------------------------------------------------------------
 
 KILLS = 10
-MANY = 90
+MANY = 60
 
 
 def half_written(run_folder: Path) -> list[str]:
@@ -184,7 +184,7 @@ def test_ten_kills_at_random_moments_change_nothing(tmp_path: Path) -> None:
         process = tiny_run.start("pretrain", config, f"train.output={output}", "train.save_every=1")
         begun = wait_for(process, lambda step=done: saved_beyond(output, step))
         if number % 2:  # any moment; otherwise one inside a write
-            time.sleep(rng.uniform(0, 0.6))
+            time.sleep(rng.uniform(0, 0.3))
         else:
             begun = begun and wait_for(
                 process, lambda: any(".tmp" in n for n in half_written(output))

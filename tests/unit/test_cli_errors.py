@@ -292,10 +292,11 @@ def test_outputs_that_are_files(capsys: Any, place: Place) -> None:
     assert (place.folder / "mine" / "train" / "notes.txt").read_text() == "mine"
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_read_only_folders(capsys: Any, place: Place) -> None:
     locked = place.folder / "locked"
     locked.mkdir(mode=0o555)
+    if os.access(locked, os.W_OK):
+        pytest.skip("this user may write everywhere")
     refused(capsys, place("preprocess", f"data.folder={locked}"), str(locked))
     refused(capsys, place("pretrain", f"train.output={locked}/run"), str(locked))
     refused(capsys, place("pretrain", f"train.output={locked}"), str(locked))

@@ -113,9 +113,8 @@ def test_impossible_sizes_are_refused(change: Any, message: str) -> None:
 
 @pytest.mark.parametrize("flavour", ["openbmb", "hf"])
 def test_rules_cover_every_parameter_both_ways(flavour: Any) -> None:
-    config = dataclasses.replace(
-        PRESETS["tiny"], vocab_size=11, hidden_size=4, ffn_size=6, no_attention=(0,), no_ffn=(2,)
-    )
+    sizes = {"vocab_size": 11, "hidden_size": 4, "ffn_size": 6, "num_layers": 3}
+    config = dataclasses.replace(PRESETS["tiny"], **sizes, no_attention=(0,), no_ffn=(2,))
     shapes = parameter_shapes(config)
     rng = np.random.default_rng(0)
     ours = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}

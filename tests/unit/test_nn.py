@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import mindspore as ms
 import numpy as np
@@ -27,11 +28,11 @@ def normal(*shape: int, seed: int = 0) -> np.ndarray:
     return rng(seed).standard_normal(shape).astype(np.float32)
 
 
-def gradients(function, *arrays: np.ndarray) -> list[np.ndarray]:
-    """Gradients of a scalar function with respect to all arguments, compiled."""
+def gradients(function, *arrays: np.ndarray, others: Sequence[np.ndarray] = ()) -> list[np.ndarray]:
+    """Gradients of a scalar function of (*arrays, *others) by the arrays, compiled."""
     places = tuple(range(len(arrays)))
     run = ms.jit(ops.grad(function, places))
-    found = run(*(Tensor(array) for array in arrays))
+    found = run(*(Tensor(array) for array in (*arrays, *others)))
     found = found if isinstance(found, tuple) else (found,)
     return [item.asnumpy() for item in found]
 
@@ -102,14 +103,14 @@ def logits() -> np.ndarray:
 
 
 def test_softmax_agrees_with_the_framework_forward_and_backward(logits):
-    weights = normal(*logits.shape, seed=1)
+    weights = Tensor(normal(*logits.shape, seed=1))
     ours = Softmax()
 
     def own(x):
-        return (ours(x) * Tensor(weights)).sum()
+        return (ours(x) * weights).sum()
 
     def plain(x):
-        return (ops.softmax(x, axis=-1) * Tensor(weights)).sum()
+        return (ops.softmax(x, axis=-1) * weights).sum()
 
     value = ours(Tensor(logits)).asnumpy()
     np.testing.assert_allclose(value, ops.softmax(Tensor(logits), axis=-1).asnumpy(), atol=1e-6)
@@ -153,8 +154,10 @@ def test_rms_norm_and_its_gradient(scale):
         norm(Tensor(x)).asnumpy(), numpy_rms_norm(*wide, eps, scale), atol=2e-6
     )
 
+    fixed = Tensor(probe)
+
     def loss(x):
-        return (norm(x) * Tensor(probe)).sum()
+        return (norm(x) * fixed).sum()
 
     run = ms.jit(ops.grad(loss, 0, [norm.weight]))
     d_x, (d_weight,) = run(Tensor(x))
@@ -205,14 +208,14 @@ def nll_case():
 
 
 def nll_gradients(cell, with_parts: bool):
-    *inputs, mask, labels, weights = nll_case()
+    case = nll_case()
 
-    def loss(hidden, table, extra):
-        losses = cell(hidden, table, extra, Tensor(mask), Tensor(labels))
+    def loss(hidden, table, extra, mask, labels, weights):
+        losses = cell(hidden, table, extra, mask, labels)
         losses = losses[0] if with_parts else losses
-        return (losses * Tensor(weights)).sum()
+        return (losses * weights).sum()
 
-    return gradients(loss, *inputs)
+    return gradients(loss, *case[:3], others=case[3:])
 
 
 def exact_nll(scale: float) -> tuple[np.ndarray, list[np.ndarray]]:
@@ -254,14 +257,13 @@ def test_rows_without_weight_and_classes_that_do_not_exist_get_no_gradient():
 
 
 def test_huge_logits_are_no_trouble():
-    hidden, table, extra, mask, labels, weights = nll_case()
+    hidden, *others = nll_case()
     cell = ProjectedNll(1.0)
 
-    def loss(hidden):
-        losses = cell(hidden, Tensor(table), Tensor(extra), Tensor(mask), Tensor(labels))[0]
-        return (losses * Tensor(weights)).sum()
+    def loss(hidden, table, extra, mask, labels, weights):
+        return (cell(hidden, table, extra, mask, labels)[0] * weights).sum()
 
-    (found,) = gradients(loss, hidden * 1e4)
+    (found,) = gradients(loss, hidden * 1e4, others=others)
     assert np.isfinite(found).all()
 
 
@@ -299,11 +301,12 @@ def test_rows_that_see_nothing_give_nothing_and_get_no_gradient():
     sees[:, :, dead:] = sees[..., dead:] = False
     row = np.ones((batch, num, 1), np.float32)
     row[:, dead:] = 0
+    sees, row = Tensor(sees), Tensor(row)
     x, bias = normal(batch, num, 8), normal(1, 2, num, num, seed=6)
     weights = list(attention.trainable_params())
 
     def forward(x, bias):
-        return attention(x, masked(bias, Tensor(sees)), Tensor(row))
+        return attention(x, masked(bias, sees), row)
 
     def loss(x, bias):
         return (forward(x, bias) ** 2).sum()

@@ -10,7 +10,7 @@ import pytest
 import tiny_run
 from mindspore import Tensor
 
-from mindplm import families, train
+from mindplm import cli, families, train
 from mindplm.checkpoint import RunFolder
 from mindplm.data.loader import RowStream
 from mindplm.data.records import open_folder
@@ -22,7 +22,7 @@ from mindplm.train.metrics import read_metrics
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: Any) -> Path:
     path = tiny_run.write_run(tmp_path_factory.mktemp("loop"), steps=6)
-    tiny_run.run("preprocess", path)
+    assert cli.main(["preprocess", "-c", str(path)]) == 0
     return path
 
 

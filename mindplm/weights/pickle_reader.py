@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import pickletools
 import struct
+import warnings
 from dataclasses import dataclass
 from typing import Any, Callable
 
@@ -72,11 +73,13 @@ def read_pickle(data: bytes) -> Any:
     """
     machine = _Machine()
     try:
-        for opcode, argument, _ in pickletools.genops(data):
-            if opcode.name == "STOP":
-                (value,) = machine.stack
-                return value
-            machine.step(opcode.name, argument)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about odd escapes in texts
+            for opcode, argument, _ in pickletools.genops(data):
+                if opcode.name == "STOP":
+                    (value,) = machine.stack
+                    return value
+                machine.step(opcode.name, argument)
     except CheckpointError:
         raise
     except (ValueError, LookupError, TypeError, ArithmeticError, struct.error, MemoryError):
@@ -206,7 +209,11 @@ class _Machine:
     def call(self, _: Any) -> None:
         arguments, function = self.stack.pop(), self.stack.pop()
         if type(function) is not Global or function.name not in _CALLABLE:
-            what = function.name if type(function) is Global else type(function).__name__
+            what = (
+                function.name.replace(" ", ".")
+                if type(function) is Global
+                else type(function).__name__
+            )
             raise CheckpointError(f"refused: its pickle wants to call {what[:80]}")
         if type(arguments) is not tuple:
             raise TypeError

@@ -14,7 +14,7 @@ from mindplm.data import prompts as prompting
 from mindplm.data.cpm_bee import ANSWER
 from mindplm.errors import DataError
 from mindplm.generate.engine import Engine
-from mindplm.generate.policies import seeds_of, with_changes
+from mindplm.generate.policies import seeds_of, stream_of, with_changes
 from mindplm.generate.streaming import Piece, pieces
 from mindplm.text import SPEAKERS, escape_lenient
 
@@ -53,7 +53,8 @@ class Chat:
         config = with_changes(settings, changes)
         self._config = with_changes(config, {"stop": (*config.stop, *STOP), "strict": False})
         self._model, self._tokenizer = model, tokenizer
-        self._seed = seeds_of(seed, 1)[0]
+        seeds_of(seed, 1)
+        self._seed = seed
         self._engine = Engine(model.network, tokenizer, buckets=self._config.buckets, batch_size=1)
         self._window = self._config.buckets[-1] - 1
         self.turns: list[tuple[str, str]] = []
@@ -70,7 +71,8 @@ class Chat:
         prompt = self._prompt(text)
         number = len(self.turns)
         answer: list[str] = []
-        written = pieces(self._engine, prompt, self._tokenizer, self._config, self._seed + number)
+        random_stream = stream_of(self._seed, number)
+        written = pieces(self._engine, prompt, self._tokenizer, self._config, random_stream)
         for piece in written:
             # The form puts a space before the answer.
             shown = piece if answer else Piece(piece.lstrip(" "), piece.path)

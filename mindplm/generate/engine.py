@@ -22,6 +22,8 @@ from mindplm.tokenizers.cpm_bee import CpmBeeTokenizer
 
 DEFAULT_BUCKETS = (32, 64, 128, 256, 512, 1024, 2048)
 _NEW_TOKENS_STEP = 64
+# Entries that only the records' frame is made of; no answer that was trained on holds one.
+_UNWRITTEN = ("<pad>", "<mask>", "<s>", "<root>", "<ans>", "<option>", "<eod>")
 _REL_ROOM = 1024
 _EXT_ROOM = 32
 
@@ -247,6 +249,7 @@ class Engine:
             allowed_ext=batch.allowed_ext[:num, : batch.num_ext],
             allowed_unk=np.array([ids.unk_id in table for table in batch.tables[:num]]),
             piece=lambda sentence, token: piece(token, batch.tables[sentence], ids),
+            unwritten=[ids.token_to_id[token] for token in _UNWRITTEN if token in ids.token_to_id],
         )
 
 

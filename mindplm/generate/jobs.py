@@ -23,7 +23,7 @@ from mindplm.errors import ConfigError, DataError, UserError
 from mindplm.files import flush_folder
 from mindplm.generate import fill
 from mindplm.generate.engine import Engine
-from mindplm.generate.policies import most_tokens, policy_maker, seeds_of
+from mindplm.generate.policies import most_tokens, policy_maker, seeds_of, stream_of
 
 if TYPE_CHECKING:
     from mindplm.generate.model import Model
@@ -141,7 +141,7 @@ class FileJob:
             except UserError as error:
                 yield number, {"error": f"{place}: {error}"}
         prompts = [ready for _, _, ready in good]
-        seeds = [self.settings.seed + number for number, _, _ in good]
+        seeds = [stream_of(self.settings.seed, number) for number, _, _ in good]
         written = engine.run(
             prompts,
             policy_maker(config, seeds),

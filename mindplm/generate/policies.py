@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from mindplm.config import GenerateConfig
 from mindplm.data.prompts import Prompt
 from mindplm.errors import ConfigError
@@ -70,10 +72,20 @@ def most_tokens(config: GenerateConfig, prompts: Sequence[Prompt]) -> int:
 
 
 def seeds_of(seed: int | Sequence[int], num: int) -> list[int]:
-    """One seed per prompt: those given, or s, s + 1, ..."""
-    seeds = list(seed) if isinstance(seed, Sequence) else [int(seed) + i for i in range(num)]
-    if len(seeds) != num:
-        raise ConfigError(f"{len(seeds)} seeds for {num} prompts; expected one for each")
-    if min(seeds, default=0) < 0:
-        raise ConfigError(f"seed={min(seeds)}, expected at least 0")
-    return seeds
+    """The random stream of each prompt: those given, or those that `stream_of` derives."""
+    given = list(seed) if isinstance(seed, Sequence) else [int(seed)]
+    if min(given, default=0) < 0:
+        raise ConfigError(f"seed={min(given)}, expected at least 0")
+    if not isinstance(seed, Sequence):
+        return [stream_of(seed, number) for number in range(num)]
+    if len(given) != num:
+        raise ConfigError(f"{len(given)} seeds for {num} prompts; expected one for each")
+    return given
+
+
+def stream_of(seed: int, number: int) -> int:
+    """The random stream of a call's prompt, so that two seeds have no stream in common.
+
+    Source: numpy.random.SeedSequence, which mixes the two numbers.
+    """
+    return int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0])

@@ -37,6 +37,7 @@ class Plan:
         allowed_ext: bool [sentences, E].
         allowed_unk: bool [sentences].
         piece: (sentence, class) -> its text, needed for stop strings only.
+        unwritten: Special entries that stand for no text; sampling never draws them.
     """
 
     blanks: Sequence[Sequence[tuple[int, int]]]
@@ -50,6 +51,7 @@ class Plan:
     allowed_ext: np.ndarray
     allowed_unk: np.ndarray
     piece: Callable[[int, int], str] | None = None
+    unwritten: Sequence[int] = ()
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,8 @@ class Sampler:
         if self._nonempty:
             opening = self._rows.next.positions == 0
             scores[np.ix_(opening, [self._plan.eos_id, self._plan.newline_id])] = FORBIDDEN
+        if self._temperature and self._plan.unwritten:
+            scores[:, self._plan.unwritten] = FORBIDDEN
         self._left -= 1
         for row in np.flatnonzero(~np.array(self._done)).tolist():
             token = self._draw(scores[row], row)

@@ -15,6 +15,7 @@ from mindplm.config import GenerateConfig, RuntimeConfig
 from mindplm.errors import ConfigError, DataError
 from mindplm.generate import generate
 from mindplm.generate.chat import STOP, Chat
+from mindplm.generate.policies import stream_of
 
 OPTIONS = {"max_new_tokens": 6, "temperature": 1.0, "seed": 3}
 
@@ -29,7 +30,7 @@ def test_a_turn_is_the_record_of_the_published_form() -> None:
     again = "".join(chat.say("1 < b"))
     first = f" {shown.strip()}" if shown.strip(" \n") else ""
     text = f"用户： ab\n<sep>AI：{first}\n<sep>用户： 1 << b\n<sep>AI："
-    options = {**OPTIONS, "seed": 4}
+    options = {**OPTIONS, "seed": [stream_of(3, 1)]}
     record = {"input": text, "<ans>": ""}
     whole = generate(model(), TOKENIZER, [record], stop=STOP, strict=True, **options)[0]["<ans>"]
     assert again == whole.lstrip(" ")

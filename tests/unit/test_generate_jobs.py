@@ -12,6 +12,7 @@ from mindplm.config import GenerateConfig
 from mindplm.errors import ConfigError, DataError
 from mindplm.generate import generate, jobs
 from mindplm.generate.jobs import FileJob, Settings
+from mindplm.generate.policies import stream_of
 
 CONFIG = GenerateConfig(max_new_tokens=5, temperature=1.0)
 LINES = [
@@ -66,7 +67,7 @@ def test_results_stand_in_order_and_errors_in_their_place(source: Path, tmp_path
     assert str(report) == f"{len(lines)} records, 7 with an error in their place"
     for i, ((number, line), result) in enumerate(zip(lines, results)):
         if number not in failed:
-            alone = generate(model(), TOKENIZER, [json.loads(line)], CONFIG, seed=7 + i)
+            alone = generate(model(), TOKENIZER, [json.loads(line)], CONFIG, seed=[stream_of(7, i)])
             assert result == alone[0]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from table_network import EOS, NEWLINE, VOCAB, Table, drive, plan_of
@@ -39,6 +41,15 @@ def test_a_batch_draws_what_its_sentences_draw_alone(options) -> None:
     assert together == alone
     assert together[0] != together[3]
     assert together == drive(Sampler(plan_of(*blanks), seeds, **options), Table(3))
+
+
+def test_what_stands_for_no_text_is_never_drawn() -> None:
+    logits = np.zeros((1, VOCAB + 2), np.float32)
+    logits[0, [0, 6]] = 50
+    plan = dataclasses.replace(plan_of([(1, 1)]), unwritten=(0, 6))
+    for seed in range(5):
+        pairs = drive(Sampler(plan, [seed], max_new_tokens=9), lambda feed: logits)[0]
+        assert not {token for token, _ in pairs} & {0, 6}
 
 
 def test_a_blank_does_not_begin_with_its_end() -> None:

@@ -18,6 +18,7 @@ from mindplm.data.instances import append_incontext, make_instance
 from mindplm.data.packing import Packer, RowShape, collate
 from mindplm.errors import ConfigError, DataError, UserError
 from mindplm.generate import generate, stream, write
+from mindplm.generate.policies import stream_of
 from mindplm.text import unescape
 
 MORE = [
@@ -71,7 +72,7 @@ def test_neither_batch_nor_bucket_nor_padding_changes_what_is_written(options) -
     )
     assert together == other
     for i, prompt in enumerate(PROMPTS):
-        alone = generate(model(), TOKENIZER, [prompt], seed=seed + i, **options)
+        alone = generate(model(), TOKENIZER, [prompt], seed=[stream_of(seed, i)], **options)
         assert alone == [together[i]]
 
 

@@ -31,6 +31,7 @@ _NAMES = {
     "Chat": "mindplm.generate.chat:Chat",
     "evaluate": "mindplm.evaluate:run",
     "convert": "mindplm.convert:convert",
+    "convert_lora": "mindplm.convert:convert_lora",
     "train": "mindplm.train:pretrain",
     "load_config": "mindplm.families:load_config",
 }

@@ -153,18 +153,21 @@ def read(folder: str | Path, *, verify: bool = True) -> Checkpoint:
         newest = RunFolder(folder).newest()
         assert newest is not None
         return newest
+    listed = files.read_manifest(folder)
     if verify:
         files.verify(folder)
-    else:
-        files.read_manifest(folder)
     head = load_plain(folder / _MODEL)
-    run = load_plain(folder / _RUN) if (folder / _RUN).is_file() else None
+    kinds = {"family": str, "config": dict, "tokenizer": list}
+    whole = isinstance(head, dict) and all(isinstance(head.get(n), k) for n, k in kinds.items())
+    # Tokenizer files are opened and copied by these names, so they must be files of this folder.
+    if not whole or not all(isinstance(n, str) and n in listed for n in head["tokenizer"]):
+        raise CheckpointError(f"{folder / _MODEL} is damaged")
     return Checkpoint(
         folder=folder,
         family=head["family"],
         model_config=head["config"],
         tokenizer_files=head["tokenizer"],
-        run=run,
+        run=load_plain(folder / _RUN) if _RUN in listed else None,
     )
 
 

@@ -10,7 +10,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source",
         metavar="SOURCE",
-        help="a .bin, .pt or .safetensors file, or a folder with these (with --back: a checkpoint)",
+        help="a .bin, .pt or .safetensors file of a model or of LoRA adapters, or a folder with "
+        "these (with --back: a checkpoint or an adapter folder)",
     )
     parser.add_argument("--out", required=True, metavar="FOLDER", help="the folder to write")
     parser.add_argument("--family", default="cpm_bee", help="default cpm_bee")
@@ -30,20 +31,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--verify", action="store_true", help="read all again and compare checksums of tensors"
     )
 
+    parser.add_argument(
+        "--base", metavar="CHECKPOINT", help="merge LoRA adapters into this checkpoint of ours"
+    )
+    parser.add_argument(
+        "--alpha",
+        type=float,
+        metavar="A",
+        help="what the original's LoRA adapters were trained with (default 16)",
+    )
+
 
 def run(args: argparse.Namespace) -> None:
     """Converts and prints the report."""
-    from mindplm import convert, runtime
+    from mindplm import runtime
+    from mindplm.config_lora import LoraConfig
+    from mindplm.convert import convert, convert_lora
+    from mindplm.convert.lora import is_lora
+    from mindplm.errors import ConfigError
 
     runtime.setup_log()
-    report = convert.convert(
-        args.source,
-        args.out,
-        family=args.family,
-        dtype=args.dtype,
-        config=args.config,
-        vocab=args.vocab,
-        back=args.back,
-        verify=args.verify,
-    )
-    print(report)
+    same = {name: getattr(args, name) for name in ("family", "dtype", "back", "verify")}
+    if is_lora(args.source):
+        if args.config is not None or args.vocab is not None:
+            option = "--config" if args.config is not None else "--vocab"
+            raise ConfigError(f"{option} is for models; {args.source} holds LoRA adapters")
+        alpha = LoraConfig.alpha if args.alpha is None else args.alpha
+        print(convert_lora(args.source, args.out, base=args.base, alpha=alpha, **same))
+        return
+    if args.base is not None or args.alpha is not None:
+        option = "--base" if args.base is not None else "--alpha"
+        raise ConfigError(f"{option} is for LoRA adapters; {args.source} holds none")
+    print(convert(args.source, args.out, config=args.config, vocab=args.vocab, **same))

@@ -33,6 +33,10 @@ class Family:
     """config -> name -> shape."""
     rules_ref: str
     """config -> weight rules of the original's checkpoints."""
+    lora_rules_ref: str
+    """flavour -> weight rules of the original's LoRA files."""
+    lora_gain_ref: str
+    """Input width of a projection -> factor on an adapter's branch, see `nn.lora.add_lora`."""
     from_original_ref: str
     """The original's config dict -> config."""
     to_original_ref: str
@@ -72,6 +76,8 @@ FAMILIES: dict[str, Family] = {
         num_parameters_ref=_BEE + "num_parameters",
         shapes_ref=_BEE + "parameter_shapes",
         rules_ref=_BEE + "rules",
+        lora_rules_ref=_BEE + "lora_rules",
+        lora_gain_ref=_BEE + "lora_gain",
         from_original_ref=_BEE + "from_openbmb",
         to_original_ref=_BEE + "to_openbmb",
         cell_ref="mindplm.models.cpm_bee.cell:CpmBee",

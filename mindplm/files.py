@@ -23,8 +23,10 @@ from typing import Any
 from mindplm.errors import CheckpointError
 
 MANIFEST = "manifest.json"
-_TEMPORARY = ".tmp-"
-_DISCARDED = ".old-"
+# Folders of these names are removed without a question, so they must be nobody else's.
+_TEMPORARY = ".mindplm-tmp-"
+_DISCARDED = ".mindplm-old-"
+_ENTRY = {"bytes", "sha256"}
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _CHUNK = 1 << 22
 
@@ -223,11 +225,18 @@ def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
     try:
         files = json.loads(text)["files"]
         same = _manifest_text(files).encode() == text
-    except (ValueError, KeyError, TypeError):
+        same = same and all(_is_inside(name) and set(files[name]) == _ENTRY for name in files)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         same = False
     if not same:
         raise CheckpointError(f"{path} is damaged")
     return files
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a name in a manifest stays inside its folder; names are written with slashes."""
+    odd = any(mark in name for mark in ("\\", ":", "\0"))
+    return not odd and all(part not in ("", ".", "..") for part in name.split("/"))
 
 
 def verify(folder: Path, names: Iterable[str] | None = None) -> None:

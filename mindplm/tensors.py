@@ -39,7 +39,7 @@ _CODES = {
 _DTYPES = {code: np.dtype(name).newbyteorder("<") for name, code in _CODES.items()}
 _DTYPES["BF16"] = BF16
 _PIECE = 1 << 22
-_MAX_HEADER = 64 << 20
+_MAX_HEADER = 16 << 20
 _MAX_AXES = 16
 
 

@@ -85,8 +85,8 @@ def load_plain(path: Path) -> Any:
     """Reads a file that `dump_yaml` wrote; values keep their types."""
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: cannot be read back: {error}") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        raise ConfigError(f"{path}: cannot be read back: {str(error)[:200]}") from error
 
 
 def _neighbours(path: Path) -> str:

@@ -14,9 +14,11 @@ Arrays = Mapping[str, LazyArray]
 
 
 def lazy_ours(
-    rules: Sequence[Rule], arrays: Arrays, shapes: Mapping[str, tuple[int, ...]]
+    rules: Sequence[Rule], arrays: Arrays, shapes: Mapping[str, tuple[int, ...]] | None = None
 ) -> dict[str, LazyArray]:
     """Like `rules.to_ours`; names and shapes are checked at once, values are read when used.
+
+    Without `shapes` any subset of what the rules make will do, in the order of the layers.
 
     Raises:
         CheckpointError: A foreign tensor matches no rule or several, one of ours is not produced
@@ -25,6 +27,8 @@ def lazy_ours(
     made: dict[str, LazyArray] = {}
     for move in plan(rules, arrays, back=False):
         made.update(_targets(move, arrays, back=False))
+    if shapes is None:
+        return made
     refuse([name for name in shapes if name not in made], "of our model would get no value")
     refuse([name for name in made if name not in shapes], "have no place in a model of this config")
     for name, shape in shapes.items():

@@ -37,6 +37,8 @@ REBUILD = "torch._utils _rebuild_tensor_v2"
 _PARAMETER = "torch._utils _rebuild_parameter"
 _CALLABLE = {ORDERED_DICT, REBUILD, _PARAMETER}
 _MAX_AXES = 16
+_MAX_STEPS = 4_000_000
+"""A tensor takes about forty instructions; each can put something of 50 bytes on the stack."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,9 @@ def read_pickle(data: bytes) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about odd escapes in texts
-            for opcode, argument, _ in pickletools.genops(data):
+            for number, (opcode, argument, _) in enumerate(pickletools.genops(data)):
+                if number == _MAX_STEPS:
+                    raise CheckpointError(f"refused: its pickle has over {_MAX_STEPS:,} steps")
                 if opcode.name == "STOP":
                     (value,) = machine.stack
                     return value

@@ -11,6 +11,7 @@ from mindplm.tensors import LazyArray, open_file, open_indexed
 from mindplm.weights.torch_io import open_torch
 
 _INDEX = ".index.json"
+_POINTER = b"version https://git-lfs"
 _KINDS = (("model", "safetensors"), ("pytorch_model", "bin"))
 _ENDINGS = ("safetensors", "bin", "pt", "pth", "ckpt")
 _SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)\.\w+")
@@ -46,6 +47,12 @@ def open_tensors(path: Path) -> tuple[dict[str, LazyArray], list[Path]]:
 
 def open_one(path: Path) -> dict[str, LazyArray]:
     """Opens one file; its ending says of which kind."""
+    if path.is_file():
+        with open(path, "rb") as file:
+            if file.read(len(_POINTER)) == _POINTER:
+                raise CheckpointError(
+                    f"{path} is a Git LFS pointer, not the file itself; fetch it with: git lfs pull"
+                )
     if path.suffix == ".safetensors":
         return open_file(path)
     return open_torch(path)

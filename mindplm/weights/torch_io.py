@@ -27,10 +27,9 @@ from mindplm.weights.pickle_reader import (
 )
 from mindplm.weights.zip_io import Member, read_directory, zip_chunks
 
-_MAX_PICKLE = 64 << 20
+_MAX_PICKLE = 16 << 20
 _CHUNK = 1 << 22
 _LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
-_POINTER = b"version https://git-lfs"
 _LIST_OF_NAMES = 6
 
 
@@ -77,10 +76,6 @@ def _refuse_other_formats(path: Path, head: bytes) -> None:
             f"{path} is in PyTorch's format from before version 1.6, which is not read; bring it "
             "into the present one with PyTorch: "
             "torch.save(torch.load(FILE, weights_only=True), NEW_FILE)"
-        )
-    if head.startswith(_POINTER):
-        raise CheckpointError(
-            f"{path} is a Git LFS pointer, not the file itself; fetch it with: git lfs pull"
         )
     if not head.startswith(b"PK"):
         raise CheckpointError(f"{path} is no PyTorch file: expected a zip file of torch.save")

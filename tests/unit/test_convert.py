@@ -16,7 +16,7 @@ import pytest
 from conftest import ROOT
 
 import mindplm
-from mindplm import checkpoint, cli, tensors
+from mindplm import checkpoint, cli, files, tensors
 from mindplm.convert import convert
 from mindplm.errors import CheckpointError, ConfigError, UserError
 from mindplm.models.cpm_bee.config import PRESETS, CpmBeeConfig, parameter_shapes, to_openbmb
@@ -271,7 +271,7 @@ def test_shards_are_complete_and_beside_their_index(tmp_path: Path, safetensors:
     assert f"found 2 of the {len(shards)} files" in error_of(source, tmp_path / "x")
     (tmp_path / "away").rename(shards[1])
     convert(source, tmp_path / "complete", verify=True)
-    name = next(iter(tree["weight_map"]))
+    name = list(tree["weight_map"])[-1]  # not the only one of its file
     tree["weight_map"].pop(name)
     index.write_text(json.dumps(tree))
     assert f"differ in {name}" in error_of(source, tmp_path / "x")
@@ -306,6 +306,30 @@ def test_going_back_needs_a_good_checkpoint(tmp_path: Path) -> None:
         tmp_path / "ours", tmp_path / "x", back="hf"
     )
     assert "manifest.json is missing" not in error_of(tmp_path / "no", tmp_path / "x", back="hf")
+
+
+def test_pointers_in_place_of_files_are_told(tmp_path: Path) -> None:
+    for name in ("pytorch_model.bin", "model.safetensors"):
+        (tmp_path / name).write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+        with pytest.raises(CheckpointError, match=f"{name} is a Git LFS pointer.*git lfs pull"):
+            open_tensors(tmp_path / name)
+
+
+@pytest.mark.usefixtures("mini")
+@pytest.mark.parametrize("name", ["../secret", "/etc/hostname", "a/../../secret", "vocab.txt/"])
+def test_a_checkpoint_that_names_files_elsewhere_is_refused(tmp_path: Path, name: str) -> None:
+    """Its manifest is right for what it says: an attacker can compute checksums too."""
+    convert(make(tmp_path / "theirs"), tmp_path / "ours")
+    (tmp_path / "secret").write_text("secret")
+    folder = tmp_path / "ours"
+    head = folder / "model.yaml"
+    head.write_text(head.read_text().replace("vocab.txt", name))
+    listed = files.read_manifest(folder)
+    listed["model.yaml"] = {"bytes": head.stat().st_size, "sha256": files.sha256_of(head)}
+    for more in ({}, {name: listed["vocab.txt"]}):
+        (folder / "manifest.json").write_text(files._manifest_text({**listed, **more}))
+        assert " is damaged" in error_of(folder, tmp_path / "x", back="hf")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ours", "secret", "theirs"]
 
 
 # --- how it is called -----------------------------------------------------------------------------

@@ -40,6 +40,8 @@ ALIASES = {
     "yaml_io": "config",
     "tensors": "files",
     "config_generate": "config",
+    "config_lora": "config",
+    "adapters": "checkpoint",
     "text": "tokenizers",
     "cli_write": "cli",
     "cli_convert": "cli",
@@ -47,6 +49,7 @@ ALIASES = {
 # Importing these, and so all that they import, must not load MindSpore.
 FREE = [
     "config", "strict", "yaml_io", "errors", "families", "files", "tensors", "checkpoint", "cli",
+    "adapters", "convert",
     "assets", "tokenizers", "weights", "data.tasks", "data.cpm_bee", "data.packing",
     "data.sources",
 ]  # fmt: skip

@@ -169,6 +169,7 @@ def num_parameters(config: CpmBeeConfig) -> int:
 
 # --- other projects' names ------------------------------------------------------------------------
 
+_WEIGHT = ".weight"
 _BLOCK = "encoder.layers.{i}."
 _NAMES = {
     "input_embedding.weight": "embed.weight",
@@ -198,6 +199,30 @@ def rules(config: CpmBeeConfig, flavour: Flavour = "openbmb") -> list[Rule]:
     return result
 
 
+def lora_rules(flavour: Flavour = "openbmb") -> list[Rule]:
+    """Rules between the names of the original's LoRA matrices and ours, for every projection."""
+    prefix = "cpmbee." if flavour == "hf" else ""
+    projections = {
+        theirs[: -len(_WEIGHT)]: ours[: -len(_WEIGHT)]
+        for theirs, ours in _NAMES.items()
+        if ".attn." in ours or ".ffn." in ours
+    }
+    return [
+        Rename(f"{prefix}{theirs}.lora.lora_{end}", f"{ours}.lora_{end.lower()}")
+        for theirs, ours in projections.items()
+        for end in "AB"
+    ]
+
+
+def lora_gain(num_in: int) -> float:
+    """What an adapter's branch is multiplied by, beside alpha / rank.
+
+    Every product of this network is divided by the root of its input width, and our cells divide
+    the input; an adapter is defined on the input that is not divided.
+    """
+    return math.sqrt(num_in)
+
+
 _KEYS: dict[Flavour, dict[str, str]] = {
     "openbmb": {
         "vocab_size": "vocab_size",
@@ -225,6 +250,9 @@ _OPTIONAL = {"dropout_p", "eps", "init_std"}
 _NEUTRAL = {"half", "torch_dtype", "dtype", "use_cache", "architectures", "auto_map", "model_type"}
 _NEUTRAL |= {"transformers_version", "tie_word_embeddings", "_name_or_path", "vocab_file"}
 _NEUTRAL |= {"bos_token_id", "eos_token_id", "pad_token_id", "length_penalty"}
+_NEUTRAL |= {"_from_model_config", "_commit_hash", "_attn_implementation", "attn_implementation"}
+_NEUTRAL |= {"output_attentions", "output_hidden_states", "return_dict", "torchscript"}
+_NEUTRAL |= {"is_decoder", "is_encoder_decoder", "tokenizer_class", "initializer_range"}
 _DISTANCE_SCALE = 16
 
 

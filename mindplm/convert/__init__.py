@@ -3,85 +3,40 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-import math
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from tqdm import tqdm
-
 from mindplm import checkpoint, families, files, strict, tensors
+from mindplm.convert.lora import are_adapters
+from mindplm.convert.lora import convert_lora as convert_lora
+from mindplm.convert.report import (
+    FLAVOURS,
+    Report,
+    bar,
+    check_request,
+    compare,
+    digest_of,
+    dtype_name,
+    report_of,
+    typed,
+    watched,
+)
 from mindplm.errors import CheckpointError, ConfigError
 from mindplm.runtime import log
-from mindplm.tensors import BF16, LazyArray
+from mindplm.tensors import LazyArray
 from mindplm.weights.lazy import lazy_ours, lazy_theirs
 from mindplm.weights.rules import Drop, Rule, plan
 from mindplm.weights.sources import open_tensors
 from mindplm.weights.torch_io import torch_chunks
 
-_WANTED: dict[str, np.dtype | None] = {
-    "keep": None,
-    "float16": np.dtype("<f2"),
-    "bfloat16": BF16,
-    "float32": np.dtype("<f4"),
-}
-DTYPES = tuple(_WANTED)
-FLAVOURS = ("openbmb", "hf")
 _HF_NAMES = ("cpmbee.", "lm_head.")
 _VOCABS = ("vocab.txt", "bee.txt")
 _MAX_CONFIG = 4 << 20
 _MAX_LAYERS = 4096
 _MODEL_TYPES = {"cpm_bee": ("cpmbee", "CpmBeeForCausalLM")}
-
-
-@dataclass(frozen=True)
-class Report:
-    """What a conversion did.
-
-    Attributes:
-        family: Key of the family table.
-        flavour: openbmb or hf: the names that the foreign side has.
-        out: The folder that was written.
-        files: The files of tensors that were read.
-        tensors: How many were written.
-        parameters: Values in them.
-        bytes: Their bytes.
-        dtypes: Dtype to number of tensors.
-        dropped: Tensors that were read over, with the reason.
-        seconds: Time of reading, casting and writing.
-        verified: Tensors whose checksums were compared after reading all again; 0: not asked for.
-    """
-
-    family: str
-    flavour: str
-    out: Path
-    files: tuple[Path, ...]
-    tensors: int
-    parameters: int
-    bytes: int
-    dtypes: Mapping[str, int]
-    dropped: tuple[str, ...]
-    seconds: float
-    verified: int = 0
-
-    def __str__(self) -> str:
-        rate = self.bytes / 1e6 / max(self.seconds, 1e-9)
-        kinds = ", ".join(f"{name} ({count})" for name, count in self.dtypes.items())
-        lines = [
-            f"written: {self.out} ({self.family}, names of {self.flavour})",
-            f"tensors: {self.tensors:,} with {self.parameters:,} parameters",
-            f"dtype: {kinds}",
-            f"bytes: {self.bytes:,} in {self.seconds:.1f} s, {rate:.0f} MB/s",
-            f"dropped: {', '.join(self.dropped) or 'nothing'}",
-            f"verified: {f'{self.verified:,} tensors' if self.verified else 'not asked for'}",
-        ]
-        return "\n".join(lines)
 
 
 def convert(
@@ -115,12 +70,7 @@ def convert(
         UserError: Something is missing, damaged, refused or does not fit; it is named.
     """
     source, out = Path(source), Path(out)
-    if dtype not in DTYPES:
-        raise ConfigError(f"dtype={dtype!r}, accepted: {', '.join(DTYPES)}")
-    if back is not None and back not in FLAVOURS:
-        raise ConfigError(f"back={back!r}, accepted: {', '.join(FLAVOURS)}")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise CheckpointError(f"{out} exists; remove it or choose another folder")
+    check_request(out, dtype, back)
     if back is not None:
         return _to_theirs(source, out, back, dtype, verify)
     return _to_ours(source, out, families.family(family), family, dtype, (config, vocab), verify)
@@ -144,7 +94,12 @@ def _to_ours(
             f"project's form say which: {', '.join(FLAVOURS)} (--back)"
         )
     theirs, paths = open_tensors(source)
-    theirs = _typed(theirs, dtype, paths)
+    if are_adapters(theirs):
+        raise CheckpointError(
+            f"{source} holds LoRA adapters, not a model; use convert_lora (the command line knows "
+            "them by itself)"
+        )
+    theirs = typed(theirs, dtype, paths)
     flavour = "hf" if any(name.startswith(_HF_NAMES) for name in theirs) else "openbmb"
     folder = source if source.is_dir() else source.parent
     tokenizer = _tokenizer(entry, folder, given[1])
@@ -155,11 +110,11 @@ def _to_ours(
             f"the vocabulary has {tokenizer.vocab_size:,} entries, the model "
             f"{model.vocab_size:,}; give the file that belongs to it (--vocab)"
         )
-    bar = _bar("convert")
-    ours = _watched(lazy_ours(rules, theirs, entry.part("shapes")(model)), bar)
+    shown = bar("convert")
+    ours = watched(lazy_ours(rules, theirs, entry.part("shapes")(model)), shown)
     dropped = _dropped(rules, theirs)
     start = time.perf_counter()
-    with bar:
+    with shown:
         checkpoint.write(
             out,
             family=family,
@@ -168,33 +123,18 @@ def _to_ours(
             tokenizer_files=tokenizer.files(),
         )
     seconds = time.perf_counter() - start
-    report = _report(family, flavour, out, paths, ours, dropped, seconds)
+    report = report_of(family, flavour, out, paths, ours, dropped, seconds)
     if not verify:
         return report
     again = lazy_theirs(rules, checkpoint.read(out).lazy_weights(widen=False))
     copies = [name for name in dropped if name in again]
-    count = _compare({n: a for n, a in theirs.items() if n not in dropped}, again, out)
+    count = compare({n: a for n, a in theirs.items() if n not in dropped}, again, out)
     for name in copies:
-        if theirs[name].shape != again[name].shape or _digest(theirs[name]) != _digest(again[name]):
+        if theirs[name].shape != again[name].shape or digest_of(theirs[name]) != digest_of(
+            again[name]
+        ):
             log.warning("%s was dropped but differs from what it should be a copy of", name)
     return dataclasses.replace(report, verified=count)
-
-
-def _typed(
-    arrays: Mapping[str, LazyArray], dtype: str, paths: Sequence[Path]
-) -> dict[str, LazyArray]:
-    """The tensors with the dtype that was asked for; all must be floats. Copies stay one object."""
-    odd = [n for n, a in arrays.items() if a.dtype.kind != "f" and not tensors.is_bf16(a.dtype)]
-    if odd:
-        raise CheckpointError(
-            f"{paths[0]}: {odd[0][:200]} holds {arrays[odd[0]].dtype}, expected floats"
-        )
-    wanted = _WANTED[dtype]
-    made: dict[int, LazyArray] = {}
-    for array in arrays.values():
-        target = array.dtype.newbyteorder("<") if wanted is None else wanted
-        made.setdefault(id(array), array.astype(target))
-    return {name: made[id(array)] for name, array in arrays.items()}
 
 
 def _tokenizer(entry: families.Family, folder: Path, given: str | Path | None) -> Any:
@@ -278,12 +218,12 @@ def _to_theirs(source: Path, out: Path, flavour: str, dtype: str, verify: bool) 
     shapes = {name: tuple(shape) for name, shape in entry.part("shapes")(model).items()}
     if {name: array.shape for name, array in kept.items()} != shapes:
         raise CheckpointError(f"{saved.folder}: its tensors are not those that model.yaml tells of")
-    ours = _typed(kept, dtype, [saved.folder])
-    bar = _bar("convert")
-    theirs = lazy_theirs(rules, _watched(ours, bar))
-    kinds = {_dtype_name(array.dtype) for array in ours.values()}
+    ours = typed(kept, dtype, [saved.folder])
+    shown = bar("convert")
+    theirs = lazy_theirs(rules, watched(ours, shown))
+    kinds = {dtype_name(array.dtype) for array in ours.values()}
     start = time.perf_counter()
-    with bar, files.new_folder(out, tensors.num_bytes(theirs) + (64 << 10)) as writer:
+    with shown, files.new_folder(out, tensors.num_bytes(theirs) + (64 << 10)) as writer:
         for name in saved.tokenizer_files:
             writer.write(name, [(saved.folder / name).read_bytes()])
         settings = _settings(entry, saved.family, model, flavour, kinds)
@@ -295,12 +235,12 @@ def _to_theirs(source: Path, out: Path, flavour: str, dtype: str, verify: bool) 
             writer.write("pytorch_model.bin", torch_chunks(theirs, "pytorch_model"))
     seconds = time.perf_counter() - start
     paths = sorted(saved.folder.glob("weights*.safetensors"))
-    report = _report(saved.family, flavour, out, paths, theirs, (), seconds)
+    report = report_of(saved.family, flavour, out, paths, theirs, (), seconds)
     if not verify:
         return report
     files.verify(out)
     again = lazy_ours(rules, open_tensors(out)[0], shapes)
-    return dataclasses.replace(report, verified=_compare(ours, again, out))
+    return dataclasses.replace(report, verified=compare(ours, again, out))
 
 
 def _settings(
@@ -312,69 +252,3 @@ def _settings(
         settings["model_type"], settings["architectures"] = kind, [architecture]
         settings["torch_dtype"] = min(kinds) if len(kinds) == 1 else "float32"
     return settings
-
-
-# --- both ways ------------------------------------------------------------------------------------
-
-
-def _bar(title: str) -> tqdm:
-    return tqdm(desc=title, unit="B", unit_scale=True, disable=None, total=0)
-
-
-def _watched(arrays: Mapping[str, LazyArray], bar: tqdm) -> dict[str, LazyArray]:
-    """The same arrays; the bar moves when one is read."""
-
-    def watched(array: LazyArray) -> LazyArray:
-        def load() -> np.ndarray:
-            values = array.load()
-            bar.update(array.nbytes)
-            return values
-
-        return LazyArray(array.shape, array.dtype, load)
-
-    bar.total = tensors.num_bytes(arrays)
-    return {name: watched(array) for name, array in arrays.items()}
-
-
-def _dtype_name(dtype: np.dtype) -> str:
-    return "bfloat16" if tensors.is_bf16(dtype) else dtype.name
-
-
-def _report(
-    family: str,
-    flavour: str,
-    out: Path,
-    paths: Sequence[Path],
-    written: Mapping[str, LazyArray],
-    dropped: tuple[str, ...],
-    seconds: float,
-) -> Report:
-    return Report(
-        family=family,
-        flavour=flavour,
-        out=out,
-        files=tuple(paths),
-        tensors=len(written),
-        parameters=sum(math.prod(array.shape) for array in written.values()),
-        bytes=tensors.num_bytes(written),
-        dtypes=Counter(_dtype_name(array.dtype) for array in written.values()),
-        dropped=dropped,
-        seconds=seconds,
-    )
-
-
-def _compare(before: Mapping[str, LazyArray], after: Mapping[str, LazyArray], out: Path) -> int:
-    """Compares tensors by checksum; CheckpointError with the first that differs."""
-    with _bar("verify") as bar:
-        watched = _watched(before, bar)
-        for name, array in watched.items():
-            if name not in after or _digest(array) != _digest(after[name]):
-                raise CheckpointError(f"{out}: {name} differs from the source; do not use it")
-    return len(before)
-
-
-def _digest(array: LazyArray) -> tuple[Any, ...]:
-    digest = hashlib.sha256()
-    for piece in tensors.pieces(array):
-        digest.update(piece.view(np.uint8).data)
-    return _dtype_name(array.dtype), array.shape, digest.hexdigest()

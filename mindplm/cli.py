@@ -211,8 +211,9 @@ def _preprocess(args: argparse.Namespace) -> None:
     from mindplm import families
     from mindplm.data import prepare
 
-    tokenizer = families.family(config.family).part("tokenizer")
-    prepare.run(config, tokenizer.from_file(families.vocab_path(config.tokenizer)))
+    parts = families.family(config.family)
+    tokenizer = parts.part("tokenizer").from_file(families.vocab_path(config.tokenizer))
+    prepare.run(config, tokenizer, parts.part("rows"))
 
 
 def _pretrain(args: argparse.Namespace) -> None:

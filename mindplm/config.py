@@ -80,9 +80,10 @@ class SourceConfig:
     """Name in reports and logs; empty: made from the path."""
     weight: float = 1.0
     """How often a document of it is used, relative to the other sources."""
-    tasks: dict[str, float] = field(default_factory=lambda: {"lm": 1.0, "infill": 1.0})
-    """Weight of each way to make records of a text (lm: cut in two, write: all of it,
-    infill: blanks), or record: lines are records."""
+    tasks: dict[str, float] = field(default_factory=dict)
+    """Weight of each way to make training rows of a text; none: the usual ones of the family.
+    For cpm_bee lm (cut in two), write (all of it), infill (blanks), or record: lines are
+    records."""
     text_field: str = "text"
     """Key of the text in JSON lines."""
     extra_fields: tuple[str, ...] = ("title", "author")
@@ -97,7 +98,7 @@ class SourceConfig:
             "title, author",
         )
         require(
-            min(self.tasks.values(), default=-1) >= 0 and sum(self.tasks.values()) > 0,
+            not self.tasks or (min(self.tasks.values()) >= 0 and sum(self.tasks.values()) > 0),
             f"data: tasks={self.tasks} of {self.path}, expected at least one weight > 0, none < 0",
         )
 

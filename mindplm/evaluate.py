@@ -129,7 +129,7 @@ def run(folder: str | Path, config: RunConfig | None = None) -> Score:
         )
     model = parts.part("cell")(sizes, runtime.compute_dtype(config.runtime.dtype))
     load_model(model, saved.weights(), str(saved.folder))
-    rows = prepare.rows(config, tokenizer, "valid")
+    rows = prepare.rows(config, tokenizer, "valid", parts.part("rows"))
     size = config.micro_batch_size
     batches = eval_batches(rows, batch_size=size)
     return Evaluator(parts.part("loss")(model))(batches, total=-(-len(rows) // size))

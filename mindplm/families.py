@@ -49,6 +49,8 @@ class Family:
     """Names of the columns that belong to the whole batch and are not cut into micro-batches."""
     tokenizer_ref: str
     """The tokenizer class."""
+    rows_ref: str
+    """The `RowKind`: how documents become rows, and rows batches."""
 
     def part(self, name: str) -> Any:
         """Loads one part: part("cell") is what cell_ref names."""
@@ -84,6 +86,7 @@ FAMILIES: dict[str, Family] = {
         loss_ref="mindplm.models.cpm_bee.cell:CpmBeeLoss",
         shared_columns_ref=_BEE + "SHARED_COLUMNS",
         tokenizer_ref="mindplm.tokenizers.cpm_bee:CpmBeeTokenizer",
+        rows_ref="mindplm.data.bee_rows:ROWS",
     ),
 }
 

@@ -9,17 +9,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from mindplm.config import DataConfig, SourceConfig
 from mindplm.data.cpm_bee import ANSWER, RecordError, to_arrays
 from mindplm.data.instances import Instance, make_instance
+from mindplm.data.kinds import RowSettings
 from mindplm.data.packing import RowShape, check_fits
 from mindplm.data.sources import Document, Problem
 from mindplm.data.tasks import TASKS, choose_task, generator, make_record
-from mindplm.tokenizers.cpm_bee import CpmBeeTokenizer, escape
+from mindplm.tokenizers.cpm_bee import CpmBeeTokenizer
 
 # Ends of lines and of sentences, with the closing marks and the white space after them.
 _END = re.compile(r"\n\s*|[。！？；…][”’」』）。！？…]*\n*|[.!?;][\"'’”)\]]*\s+")
@@ -27,19 +28,13 @@ _REDRAWS = 3
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What rows depend on besides texts and vocabulary.
+class Settings(RowSettings):
+    """What CPM-Bee's rows depend on besides texts and vocabulary.
 
     Attributes:
-        shape: Sizes of a row.
-        repeat: Records drawn from a document of weight 1.
-        seed: Seed of all draws.
         max_depth: Limit of steps in a record's tree.
     """
 
-    shape: RowShape
-    repeat: int = 1
-    seed: int = 1234
     max_depth: int = 8
 
     @classmethod
@@ -186,18 +181,28 @@ class Drawer:
         return instance
 
 
-def task_number(source: int, task: str) -> int:
-    """The number that spans of a task carry."""
-    return source * len(TASKS) + TASKS.index(task)
+def task_number(source: int, task: str, tasks: Sequence[str] = TASKS) -> int:
+    """The number that spans of a task carry; `tasks` are those of the family."""
+    return source * len(tasks) + tasks.index(task)
 
 
-def task_names(source_names: Sequence[str]) -> list[str]:
+def task_names(source_names: Sequence[str], tasks: Sequence[str] = TASKS) -> list[str]:
     """Names by task number."""
-    return [f"{source}/{task}" for source in source_names for task in TASKS]
+    return [f"{source}/{task}" for source in source_names for task in tasks]
+
+
+class Cutter(Protocol):
+    """What cutting a text into pieces needs of a tokenizer."""
+
+    def size(self, text: str) -> int:
+        """Tokens of a plain text, without marks around it; at most its characters."""
+
+    def parts(self, text: str, room: int) -> Iterator[tuple[str, int]]:
+        """Pieces of a text that holds no place to cut it, of at most `room` tokens each."""
 
 
 def split_text(
-    text: str, tokenizer: CpmBeeTokenizer, room: int, rng: np.random.Generator | None = None
+    text: str, tokenizer: Cutter, room: int, rng: np.random.Generator | None = None
 ) -> list[str]:
     """Cuts a text into pieces of about equal length, at ends of lines and sentences.
 
@@ -228,25 +233,21 @@ def split_text(
     return [*pieces, "".join(piece)]
 
 
-def halve(text: str, tokenizer: CpmBeeTokenizer) -> list[str]:
+def halve(text: str, tokenizer: Cutter) -> list[str]:
     """Cuts a text of at least two characters into at least two pieces."""
-    size = len(tokenizer.encode(escape(text))[0])
-    pieces = split_text(text, tokenizer, max(1, (size + 1) // 2))
+    pieces = split_text(text, tokenizer, max(1, (tokenizer.size(text) + 1) // 2))
     return pieces if len(pieces) > 1 else [text[: len(text) // 2], text[len(text) // 2 :]]
 
 
-def _atoms(text: str, tokenizer: CpmBeeTokenizer, room: int) -> Iterator[tuple[str, int]]:
+def _atoms(text: str, tokenizer: Cutter, room: int) -> Iterator[tuple[str, int]]:
     """The smallest pieces that are kept together, and their tokens."""
     start = 0
     ends = [m.end() for m in _END.finditer(text)]
     for end in [*ends, len(text)]:
         atom = text[start:end]
         start = end
-        size = len(tokenizer.encode(escape(atom))[0])
-        if size <= room:
-            if atom:
-                yield atom, size
-            continue
-        starts = [token.start for token in tokenizer.tokenize(escape(atom))][::room]
-        for low, high in zip(starts, [*starts[1:], len(atom)]):
-            yield atom[low:high], room if high < len(atom) else size % room or room
+        size = tokenizer.size(atom)
+        if size > room:
+            yield from tokenizer.parts(atom, room)
+        elif atom:
+            yield atom, size

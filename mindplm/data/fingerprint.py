@@ -5,24 +5,33 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from mindplm.config import SourceConfig
-from mindplm.data.draw import Settings
+from mindplm.data.bee_rows import ROWS
+from mindplm.data.kinds import RowKind, RowSettings
 from mindplm.data.records import FORMAT, open_folder, read_manifest
 from mindplm.data.sources import find_files
 from mindplm.errors import DataError
 from mindplm.files import sha256_of
-from mindplm.tokenizers.cpm_bee import CpmBeeTokenizer
 
 PREPARE_AGAIN = "prepare the data again"
 
 
+class Tokenizer(Protocol):
+    """What a fingerprint needs of a tokenizer."""
+
+    @property
+    def fingerprint(self) -> str:
+        """A text that changes with whatever the ids depend on."""
+
+
 def fingerprint(
     sources: Sequence[SourceConfig],
-    tokenizer: CpmBeeTokenizer,
-    settings: Settings,
+    tokenizer: Tokenizer,
+    settings: RowSettings,
     *,
+    kind: RowKind = ROWS,
     known: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Everything that the rows depend on.
@@ -31,9 +40,11 @@ def fingerprint(
         sources: Where the texts come from.
         tokenizer: Its vocabulary counts.
         settings: Shape, repeat, seed.
+        kind: What the rows are.
         known: An earlier fingerprint: files of the same size and time need not be read, and
             sources whose files are gone are taken from it, since rows are enough to train.
     """
+    sources = kind.sources(sources)
     old = {(s["name"], s["path"]): s for s in (known or {}).get("sources", [])}
     described = []
     for name, source in zip(source_names(sources), sources):
@@ -58,8 +69,9 @@ def fingerprint(
 def check_fresh(
     folder: str | Path,
     sources: Sequence[SourceConfig],
-    tokenizer: CpmBeeTokenizer,
-    settings: Settings,
+    tokenizer: Tokenizer,
+    settings: RowSettings,
+    kind: RowKind = ROWS,
 ) -> None:
     """Checks that a folder of rows was made from this.
 
@@ -67,7 +79,8 @@ def check_fresh(
         DataError: It was made from something else; the message names what changed.
     """
     made = read_manifest(folder).get("fingerprint", {})
-    changes = differences(made, fingerprint(sources, tokenizer, settings, known=made))
+    now = fingerprint(sources, tokenizer, settings, kind=kind, known=made)
+    changes = differences(made, now)
     if changes:
         raise DataError(f"{folder}: is stale: {'; '.join(changes)}; {PREPARE_AGAIN}")
 
@@ -75,13 +88,14 @@ def check_fresh(
 def is_fresh(
     folder: str | Path,
     sources: Sequence[SourceConfig],
-    tokenizer: CpmBeeTokenizer,
-    settings: Settings,
+    tokenizer: Tokenizer,
+    settings: RowSettings,
+    kind: RowKind = ROWS,
 ) -> bool:
     """Whether a folder of rows is there, undamaged, and was made from this."""
     try:
-        check_fresh(folder, sources, tokenizer, settings)
-        open_folder(folder)
+        check_fresh(folder, sources, tokenizer, settings, kind)
+        open_folder(folder, kind=kind)
     except DataError:
         return False
     return True

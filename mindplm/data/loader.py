@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mindplm.data.packing import RowShape, collate, merge_pairs
+from mindplm.data.kinds import Draws
+from mindplm.data.packing import IGNORE, RowShape, merge_pairs
 from mindplm.data.records import RowFolder, open_folder
 from mindplm.errors import ConfigError, DataError
 
@@ -28,14 +29,29 @@ Info = dict[str, Any]
 Batch = tuple[Columns, Info]
 _READ_AHEAD_ROWS = 8192
 _GET_SECONDS = 0.2
+_EVAL_SEED = 0
+"""Validation draws the same at every time of every run."""
 
 
 class _Step(NamedTuple):
-    """Rows of a global batch, and this rank's part of them."""
+    """Rows of a global batch, and the epoch of each."""
 
     info: Info
     rows: np.ndarray
-    own: np.ndarray
+    epochs: np.ndarray
+
+
+class _Share(NamedTuple):
+    """Rows of a rank in a full batch, its number, and the number of ranks."""
+
+    size: int
+    rank: int
+    world: int
+
+    @property
+    def part(self) -> slice:
+        """The rank's rows among those of a batch."""
+        return slice(self.rank * self.size, (self.rank + 1) * self.size)
 
 
 class RowStream:
@@ -74,8 +90,8 @@ class RowStream:
         self.folder = _opened(folder, verify)
         self.shape = _checked_shape(self.folder, shape)
         _check_batch(batch_size, rank, world)
-        self._steps = _train_steps(self.folder, seed, batch_size, rank, world, start_step)
-        self._per_rank = batch_size // world
+        self._seed, self._share = seed, _Share(batch_size // world, rank, world)
+        self._steps = _train_steps(self.folder, seed, batch_size, start_step)
         self._queue: queue.Queue[Batch | BaseException] = queue.Queue(max(1, prefetch))
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._work, name="rows", daemon=True)
@@ -117,7 +133,8 @@ class RowStream:
 
     def _work(self) -> None:
         try:
-            for batch in _batches(self.folder, self._steps, self._per_rank, self.shape):
+            batches = _batches(self.folder, self._steps, self._share, self.shape, self._seed)
+            for batch in batches:
                 if not self._put(batch):
                     return
         except BaseException as error:  # handed to the consumer, whatever it is
@@ -163,9 +180,10 @@ def eval_batches(
     shape = _checked_shape(opened, shape)
     _check_batch(batch_size, rank, world)
     number = min(max_rows, len(opened)) if max_rows else len(opened)
-    steps = _eval_steps(opened, number, batch_size, rank, world)
+    share = _Share(batch_size // world, rank, world)
+    steps = _eval_steps(opened, number, batch_size)
     ext = merge_pairs(map(opened.index.pairs, range(number)))
-    return _batches(opened, steps, batch_size // world, shape, ext)
+    return _batches(opened, steps, share, shape, _EVAL_SEED, ext)
 
 
 def stream_rows(num_rows: int, seed: int, start: int, count: int) -> np.ndarray:
@@ -185,75 +203,80 @@ def _permutation(num_rows: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.Generator(np.random.Philox(key=key)).permutation(num_rows)
 
 
-def _train_steps(
-    folder: RowFolder, seed: int, batch_size: int, rank: int, world: int, start_step: int
-) -> Iterator[_Step]:
-    size = batch_size // world
+def _train_steps(folder: RowFolder, seed: int, batch_size: int, start_step: int) -> Iterator[_Step]:
     # One long stretch at a time: a permutation is as long as the folder and drawn anew for each.
     stretch = max(1, len(folder) // batch_size)
     for first in itertools.count(start_step, stretch):
         rows = stream_rows(len(folder), seed, first * batch_size, stretch * batch_size)
         for step in range(first, first + stretch):
             part = rows[(step - first) * batch_size :][:batch_size]
-            epoch = step * batch_size // len(folder)
-            yield _step(folder, step, epoch, part, part[rank * size : (rank + 1) * size])
+            epochs = (step * batch_size + np.arange(batch_size)) // len(folder)
+            yield _step(folder, step, part, epochs)
 
 
-def _eval_steps(
-    folder: RowFolder, number: int, batch_size: int, rank: int, world: int
-) -> Iterator[_Step]:
-    size = batch_size // world
+def _eval_steps(folder: RowFolder, number: int, batch_size: int) -> Iterator[_Step]:
     for step, first in enumerate(range(0, number, batch_size)):
         part = np.arange(first, min(first + batch_size, number))
-        yield _step(folder, step, 0, part, part[rank * size : (rank + 1) * size])
+        yield _step(folder, step, part, np.zeros(len(part), np.int64))
 
 
-def _step(folder: RowFolder, step: int, epoch: int, rows: np.ndarray, own: np.ndarray) -> _Step:
+def _step(folder: RowFolder, step: int, rows: np.ndarray, epochs: np.ndarray) -> _Step:
     index = folder.index
     info = {
         "step": step,
-        "epoch": epoch,
+        "epoch": int(epochs[0]),
         "rows": rows,
         "tokens": int(index.length[rows].sum()),
         "targets": int(index.num_targets[rows].sum()),
         "chars": int(index.num_chars[rows].sum()),
     }
-    return _Step(info, rows, own)
+    return _Step(info, rows, epochs)
 
 
 def _batches(
     folder: RowFolder,
     steps: Iterator[_Step],
-    num_rows: int,
+    share: _Share,
     shape: RowShape,
+    seed: int,
     ext: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Iterator[Batch]:
     """Reads the rows of the steps ahead, many at once, and makes a batch of each step.
 
-    The extension table is `ext`, or else that of the rows of a step.
+    The extension table is `ext`, or else that of the rows of a step. Where batches are drawn anew
+    each time every rank makes the whole global batch, so that it knows the number of targets.
     """
+    kind = folder.kind
+    made = slice(None) if kind.draws else share.part
+    num_rows = share.size * (share.world if kind.draws else 1)
     while True:
         ahead: deque[_Step] = deque()
         wanted = 0
         for step in steps:
             ahead.append(step)
-            wanted += len(step.own)
+            wanted += len(step.rows[made])
             if wanted >= _READ_AHEAD_ROWS:
                 break
         if not ahead:
             return
-        reader = folder.read(np.concatenate([step.own for step in ahead]))
+        reader = folder.read(np.concatenate([step.rows[made] for step in ahead]))
         for step in ahead:
-            rows = list(itertools.islice(reader, len(step.own)))
-            if len(rows) < len(step.own):
-                raise DataError(f"{folder.path}: ended before row {step.own[len(rows)]}")
-            columns = collate(
-                rows,
-                num_rows=num_rows,
-                shape=shape,
-                marks=folder.marks,
-                ext=ext or merge_pairs(map(folder.index.pairs, step.rows.tolist())),
+            wanted_rows, epochs = step.rows[made], step.epochs[made]
+            rows = list(itertools.islice(reader, len(wanted_rows)))
+            if len(rows) < len(wanted_rows):
+                raise DataError(f"{folder.path}: ended before row {wanted_rows[len(rows)]}")
+            draws = Draws(
+                ext or merge_pairs(map(folder.index.pairs, step.rows.tolist())),
+                seed,
+                list(zip(epochs.tolist(), wanted_rows.tolist())),
             )
+            columns = kind.collate(
+                rows, num_rows=num_rows, shape=shape, marks=folder.marks, draws=draws
+            )
+            if kind.draws:
+                step.info["targets"] = int((columns["targets"] != IGNORE).sum())
+                columns = {name: array[share.part] for name, array in columns.items()}
+                rows = rows[share.part]
             step.info["tasks"] = [row.task_ids.tolist() for row in rows]
             yield columns, step.info
 

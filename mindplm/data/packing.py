@@ -11,7 +11,7 @@ Unused places are 0, in `targets` IGNORE. The classes from vocab_size + num_ext 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -110,8 +110,20 @@ class Row:
         """Positions that predict something."""
         return len(self) - int(np.count_nonzero(self.context))
 
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What is stored of it."""
+        return {
+            "tokens": self.tokens.ravel(),
+            "segment_rel": self.segment_rel,
+            "task_ids": self.task_ids,
+        }
 
-class _OpenRow:
+    def pairs(self) -> tuple[np.ndarray, np.ndarray]:
+        """What it brings to the extension table."""
+        return row_pairs(self.ids, self.subs)
+
+
+class OpenRow:
     """Instances that share a row, and the room they take."""
 
     def __init__(self) -> None:
@@ -163,13 +175,15 @@ class Packer:
     Args:
         num_rows: Rows of a batch.
         shape: Limits of a row; a limit of 0 (all but seq_len) means none.
+        open_row: Makes an empty row.
     """
 
-    def __init__(self, num_rows: int, shape: RowShape):
+    def __init__(self, num_rows: int, shape: RowShape, open_row: Callable[[], OpenRow] = OpenRow):
         self.num_rows = num_rows
         self.shape = shape
         self._limits = RowShape(*(limit or 2**62 for limit in shape))
-        self._open: list[_OpenRow] = []
+        self._open: list[OpenRow] = []
+        self._new = open_row
 
     def add(self, instance: Instance) -> list[Row]:
         """Takes an instance; returns the rows of a batch, or an empty list.
@@ -184,7 +198,7 @@ class Packer:
             if most < row.length <= room and self._fits(row, instance):
                 best, most = row, row.length
         if best is None:
-            best = _OpenRow()
+            best = self._new()
             self._open.append(best)
         best.add(instance)
         if len(self._open) <= self.num_rows:
@@ -197,7 +211,7 @@ class Packer:
         closed, self._open = self._open, []
         return [row.close() for row in closed]
 
-    def _fits(self, row: _OpenRow, instance: Instance) -> bool:
+    def _fits(self, row: OpenRow, instance: Instance) -> bool:
         return all(n <= limit for n, limit in zip(row.with_instance(instance), self._limits))
 
 
@@ -215,7 +229,7 @@ def check_fits(instance: Instance, shape: RowShape) -> None:
     Raises:
         RecordError: It does not.
     """
-    used = _OpenRow().with_instance(instance)
+    used = OpenRow().with_instance(instance)
     for name, need, limit in zip(RowShape._fields, used, shape):
         if need > (limit or need):
             reason, what = _TOO_BIG[name]

@@ -6,19 +6,23 @@ from pathlib import Path
 from typing import Any
 
 from mindplm.config import RunConfig, SourceConfig
-from mindplm.data.draw import Settings
 from mindplm.data.fingerprint import check_fresh, is_fresh
+from mindplm.data.kinds import RowKind
 from mindplm.data.preprocess import preprocess
 from mindplm.data.records import RowFolder, open_folder, read_manifest
 from mindplm.errors import ConfigError
 from mindplm.runtime import log
-from mindplm.tokenizers.cpm_bee import CpmBeeTokenizer
 
 SPLITS = ("train", "valid")
 
 
-def run(config: RunConfig, tokenizer: CpmBeeTokenizer) -> dict[str, dict[str, Any]]:
+def run(config: RunConfig, tokenizer: Any, kind: RowKind) -> dict[str, dict[str, Any]]:
     """Prepares the training and validation rows of a run; rows that fit already are left.
+
+    Args:
+        config: The run's settings.
+        tokenizer: The family's.
+        kind: What the family's rows are.
 
     Returns:
         The report of each part that was prepared now.
@@ -28,17 +32,17 @@ def run(config: RunConfig, tokenizer: CpmBeeTokenizer) -> dict[str, dict[str, An
         sources, folder = _sources(config, split), _folder(config, split)
         if not sources:
             continue
-        settings = _settings(config, split)
-        if is_fresh(folder, sources, tokenizer, settings):
+        settings = kind.settings(config, split)
+        if is_fresh(folder, sources, tokenizer, settings, kind):
             rows = read_manifest(folder)["rows"]
             log.info("%s: %d rows are there and up to date", folder, rows)
             continue
-        reports[split] = preprocess(sources, tokenizer, settings, folder)
+        reports[split] = preprocess(sources, tokenizer, settings, folder, kind=kind)
         _tell(folder, reports[split])
     return reports
 
 
-def rows(config: RunConfig, tokenizer: CpmBeeTokenizer, split: str) -> RowFolder:
+def rows(config: RunConfig, tokenizer: Any, split: str, kind: RowKind) -> RowFolder:
     """Opens the prepared rows of a run.
 
     Raises:
@@ -47,8 +51,8 @@ def rows(config: RunConfig, tokenizer: CpmBeeTokenizer, split: str) -> RowFolder
     sources, folder = _sources(config, split), _folder(config, split)
     if not sources:
         raise ConfigError(f"data.{split} names no sources")
-    check_fresh(folder, sources, tokenizer, _settings(config, split))
-    return open_folder(folder)
+    check_fresh(folder, sources, tokenizer, kind.settings(config, split), kind)
+    return open_folder(folder, kind=kind)
 
 
 def _sources(config: RunConfig, split: str) -> list[SourceConfig]:
@@ -57,13 +61,6 @@ def _sources(config: RunConfig, split: str) -> list[SourceConfig]:
 
 def _folder(config: RunConfig, split: str) -> Path:
     return Path(config.data.folder) / split
-
-
-def _settings(config: RunConfig, split: str) -> Settings:
-    settings = Settings.of(config.data, seed=config.runtime.seed, max_depth=config.model.max_depth)
-    if split == "train":
-        return settings
-    return Settings(settings.shape, 1, settings.seed, settings.max_depth)
 
 
 def _tell(folder: Path, report: dict[str, Any]) -> None:

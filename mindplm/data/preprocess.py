@@ -16,16 +16,16 @@ import numpy as np
 from tqdm import tqdm
 
 from mindplm.config import SourceConfig
-from mindplm.data.draw import Drawer, Drawn, Settings, Work, task_names
+from mindplm.data.bee_rows import ROWS
+from mindplm.data.draw import Drawn, Work, task_names
 from mindplm.data.fingerprint import fingerprint, source_names
 from mindplm.data.instances import Instance
-from mindplm.data.packing import Packer, Row
+from mindplm.data.kinds import RowKind, RowSettings
 from mindplm.data.pool import num_workers, ordered_map
 from mindplm.data.records import RowWriter, new_rows
 from mindplm.data.sources import Document, Item, Problem, SourceReader
-from mindplm.data.tasks import check_tasks, generator
+from mindplm.data.tasks import generator
 from mindplm.errors import DataError
-from mindplm.tokenizers.cpm_bee import CpmBeeTokenizer
 
 _OPEN_ROWS = 128
 _BUFFER_DOCUMENTS = 20_000
@@ -40,12 +40,12 @@ _EXAMPLES = 5
 class Report:
     """Counts of what was read and what became of it."""
 
-    def __init__(self, names: Sequence[str], seq_len: int):
+    def __init__(self, names: Sequence[str], seq_len: int, tasks: Sequence[str]):
         self.seq_len = seq_len
         self.counts: Counter[str] = Counter()
         self.sources: dict[str, Counter[str]] = {name: Counter() for name in names}
         self.tasks: Counter[str] = Counter()
-        self._task_names = task_names(names)
+        self._task_names = task_names(names, tasks)
         self.invalid: dict[str, dict[str, Any]] = {}
         self.largest_subs: dict[int, int] = {}
         self.seconds = 0.0
@@ -96,10 +96,11 @@ class Report:
 
 def preprocess(
     sources: Sequence[SourceConfig],
-    tokenizer: CpmBeeTokenizer,
-    settings: Settings,
+    tokenizer: Any,
+    settings: RowSettings,
     folder: str | Path,
     *,
+    kind: RowKind = ROWS,
     workers: int = 0,
     strict: bool = False,
     progress: bool = True,
@@ -111,6 +112,7 @@ def preprocess(
         tokenizer: Cuts them.
         settings: Sizes of rows, number of draws, seed.
         folder: Is made, or replaced if it is a folder of rows; appears only when it is complete.
+        kind: What the rows are.
         workers: Processes; 0: one for each core.
         strict: Stop at the first thing that cannot be used, instead of counting it.
         progress: Show a progress bar.
@@ -122,20 +124,19 @@ def preprocess(
         DataError: Nothing could be used, a file cannot be read, the folder cannot be written.
     """
     start = time.perf_counter()
-    for source in sources:
-        check_tasks(source.tasks, f"data source {source.path}")
+    sources = kind.sources(sources)
     names = source_names(sources)
     readers = [SourceReader(source) for source in sources]
-    report = Report(names, settings.shape.seq_len)
-    drawer = Drawer(sources, names, tokenizer, settings)
+    report = Report(names, settings.shape.seq_len, kind.tasks)
+    drawer = kind.drawer(sources, names, tokenizer, settings)
     small = sum(reader.total_bytes for reader in readers) < _SMALL_BYTES
     workers = 1 if small else num_workers(workers)
-    mark = fingerprint(sources, tokenizer, settings)
-    packer = Packer(_OPEN_ROWS, settings.shape)
+    mark = fingerprint(sources, tokenizer, settings, kind=kind)
+    packer = kind.packer(_OPEN_ROWS, settings.shape)
     passes = _Passes(readers, sources, names, settings, report, strict)
     show = None if progress else True  # None: on a terminal only
     bar = tqdm(total=0, unit="doc", disable=show, desc=f"preprocess {Path(folder).name}")
-    with bar, new_rows(folder, settings.shape, tokenizer) as writer:
+    with bar, new_rows(folder, settings.shape, tokenizer, kind) as writer:
         for chunk in ordered_map(drawer.many, _chunks(passes.works()), workers):
             for drawn in chunk:
                 for instance in _usable(drawn, names, report, settings, strict):
@@ -151,14 +152,14 @@ def preprocess(
         writer.finish(
             result,
             **{key: result[key] for key in keys},
-            task_names=task_names(names),
+            task_names=task_names(names, kind.tasks),
             fingerprint=mark,
         )
     return result
 
 
 def _usable(
-    drawn: Drawn, names: Sequence[str], report: Report, settings: Settings, strict: bool
+    drawn: Drawn, names: Sequence[str], report: Report, settings: RowSettings, strict: bool
 ) -> list[Instance]:
     """Counts a draw and returns its instances, without those that would burst the ext table."""
     if not drawn.is_record or drawn.draw == 0:
@@ -185,7 +186,7 @@ def _usable(
     return kept
 
 
-def _write(writer: RowWriter, rows: list[Row], report: Report) -> None:
+def _write(writer: RowWriter, rows: Sequence[Any], report: Report) -> None:
     for row in rows:
         writer.add(row)
         report.counts["rows"] += 1
@@ -212,7 +213,7 @@ class _Passes:
         readers: Sequence[SourceReader],
         sources: Sequence[SourceConfig],
         names: Sequence[str],
-        settings: Settings,
+        settings: RowSettings,
         report: Report,
         strict: bool,
     ):

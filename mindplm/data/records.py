@@ -1,7 +1,8 @@
 """Folders of packed rows: MindRecord files, an index, a report, and what they were made from.
 
   train.mindrecord0, .db ...   rows: `tokens` (the token columns one after the other),
-                               `segment_rel`, `task_ids`; int32, without padding
+                               `segment_rel`, `task_ids`; int32, without padding (so for CPM-Bee;
+                               other families store other arrays)
   index.npz                    per row: length, num_targets, num_chars, pairs of the ext table
   rows.json                    sizes, counts, task names, fingerprint
   report.json                  what was read and what became of it
@@ -27,8 +28,9 @@ from typing import Any
 import numpy as np
 
 from mindplm import files
-from mindplm.data.instances import TOKEN_COLUMNS
-from mindplm.data.packing import Marks, Row, RowShape, row_pairs
+from mindplm.data.bee_rows import ROWS
+from mindplm.data.kinds import RowKind
+from mindplm.data.packing import Marks, RowShape
 from mindplm.errors import CheckpointError, DataError
 
 FORMAT = 1
@@ -37,7 +39,6 @@ FACTS = "rows.json"
 INDEX = "index.npz"
 REPORT = "report.json"
 RECORDS = "train.mindrecord{}"
-SCHEMA = {name: {"type": "int32", "shape": [-1]} for name in ("tokens", "segment_rel", "task_ids")}
 _FILE_BYTES = 1 << 29
 _HEADER_BYTES = 1 << 20
 _PAGE_BYTES = 1 << 22
@@ -81,11 +82,13 @@ class RowFolder:
         path: The folder.
         facts: Contents of rows.json.
         index: What is known of each row.
+        kind: What its rows are.
     """
 
     path: Path
     facts: dict[str, Any]
     index: Index
+    kind: RowKind = ROWS
 
     def __len__(self) -> int:
         return len(self.index)
@@ -105,7 +108,7 @@ class RowFolder:
         """Names of the tasks by the numbers in the rows."""
         return self.facts["task_names"]
 
-    def read(self, rows: np.ndarray, *, threads: int = 2) -> Iterator[Row]:
+    def read(self, rows: np.ndarray, *, threads: int = 2) -> Iterator[Any]:
         """Reads rows by their numbers, in the order given, repeated ones too."""
         import mindspore.dataset as ds
 
@@ -114,26 +117,28 @@ class RowFolder:
         for start in range(0, len(rows), len(self)):
             data = ds.MindDataset(
                 paths,
-                columns_list=list(SCHEMA),
+                columns_list=list(self.kind.stored),
                 sampler=ds.SubsetSampler(rows[start : start + len(self)].tolist()),
                 num_parallel_workers=min(threads, os.cpu_count() or 1),
             )
             try:
                 for values in data.create_tuple_iterator(num_epochs=1, output_numpy=True):
-                    tokens, segment_rel, task_ids = values
-                    yield Row(tokens.reshape(len(TOKEN_COLUMNS), -1), segment_rel, task_ids)
+                    yield self.kind.row(dict(zip(self.kind.stored, values)))
             except RuntimeError as error:
                 raise DataError(f"{self.path}: cannot be read: {_first_error(error)}") from None
 
 
 @contextlib.contextmanager
-def new_rows(folder: str | Path, shape: RowShape, marks: Marks) -> Iterator[RowWriter]:
+def new_rows(
+    folder: str | Path, shape: RowShape, marks: Any, kind: RowKind = ROWS
+) -> Iterator[RowWriter]:
     """Builds a folder of rows, which appears when the block ends and `finish` was called.
 
     Args:
         folder: The folder; one of rows that is there already is replaced.
         shape: Sizes of the batches.
         marks: Usually the tokenizer.
+        kind: What the rows are.
 
     Raises:
         DataError: The folder cannot be written; nothing new stays then.
@@ -144,7 +149,7 @@ def new_rows(folder: str | Path, shape: RowShape, marks: Marks) -> Iterator[RowW
         raise DataError(f"{target}: exists and holds no prepared rows; name another folder")
     try:
         with files.new_folder(target, _MIN_FREE_BYTES) as builder:
-            writer = RowWriter(target, builder, shape, marks)
+            writer = RowWriter(target, builder, shape, marks, kind)
             yield writer
             assert writer.finished, "rows without facts"
     except CheckpointError as error:
@@ -156,12 +161,21 @@ def new_rows(folder: str | Path, shape: RowShape, marks: Marks) -> Iterator[RowW
 class RowWriter:
     """Writes rows into a folder that is being built; made by `new_rows`."""
 
-    def __init__(self, target: Path, builder: files.FolderWriter, shape: RowShape, marks: Marks):
+    def __init__(
+        self,
+        target: Path,
+        builder: files.FolderWriter,
+        shape: RowShape,
+        marks: Any,
+        kind: RowKind = ROWS,
+    ):
         self.finished = False
+        self._kind = kind
+        self._schema = {name: {"type": "int32", "shape": [-1]} for name in kind.stored}
         self._target = target
         self._builder = builder
         self._shape = shape
-        self._marks = {n: getattr(marks, n) for n in ("vocab_size", "bos_id", "eos_id")}
+        self._marks = {name: getattr(marks, name) for name in kind.marks}
         self._names: list[str] = []
         self._writer: Any = None
         self._bytes = 0
@@ -171,12 +185,12 @@ class RowWriter:
         }
         self._pairs = {"ext_ids": array("i"), "ext_subs": array("i")}
 
-    def add(self, row: Row) -> None:
+    def add(self, row: Any) -> None:
         """Writes a row."""
-        values = (row.tokens.ravel(), row.segment_rel, row.task_ids)
-        self._waiting.append(dict(zip(SCHEMA, values)))
-        self._bytes += sum(4 * v.size for v in values)
-        ids, subs = row_pairs(row.ids, row.subs)
+        values = row.arrays()
+        self._waiting.append(values)
+        self._bytes += sum(4 * v.size for v in values.values())
+        ids, subs = row.pairs()
         numbers = (len(row), row.num_targets, row.num_chars, len(ids))
         for name, number in zip(self._index, numbers):
             self._index[name].append(number)
@@ -203,6 +217,7 @@ class RowWriter:
         np.savez(self._builder.folder / INDEX, **columns, **pairs, ext_start=start)
         facts = {
             "format": FORMAT,
+            "kind": self._kind.name,
             "rows": len(counts),
             "shape": self._shape._asdict(),
             "marks": self._marks,
@@ -240,12 +255,12 @@ class RowWriter:
         self._names.append(name)
         self._writer = FileWriter(str(self._builder.folder / name), shard_num=1)
         self._writer.set_header_size(_HEADER_BYTES)
-        largest = 4 * (len(TOKEN_COLUMNS) * self._shape.seq_len + self._shape.max_rel)
+        largest = 4 * self._kind.numbers(self._shape)
         page = _PAGE_BYTES
         while page < 4 * largest:
             page *= 2
         self._writer.set_page_size(page)
-        self._writer.add_schema(SCHEMA, "packed rows")
+        self._writer.add_schema(self._schema, "packed rows")
         self._bytes = 0
 
     def _close_file(self) -> None:
@@ -269,11 +284,12 @@ class RowWriter:
             raise DataError(f"{self._target}: cannot be written: {_first_error(error)}") from None
 
 
-def open_folder(folder: str | Path, *, verify: bool = True) -> RowFolder:
+def open_folder(folder: str | Path, *, kind: RowKind = ROWS, verify: bool = True) -> RowFolder:
     """Opens a folder of rows.
 
     Args:
         folder: The folder.
+        kind: What its rows must be.
         verify: Compare the checksum of every file first; a damaged MindRecord file can crash
             the process that reads it.
 
@@ -282,13 +298,16 @@ def open_folder(folder: str | Path, *, verify: bool = True) -> RowFolder:
     """
     path = Path(folder)
     facts = read_manifest(path)
+    found = facts.get("kind", ROWS.name)
+    if found != kind.name:
+        raise DataError(f"{path}: holds rows of {found}, expected those of {kind.name}; {_AGAIN}")
     try:
         files.verify(path, None if verify else (FACTS, INDEX))
     except CheckpointError as error:
         raise DataError(f"{error}; {_AGAIN}") from None
     with np.load(path / INDEX) as arrays:
         index = Index(dict(arrays))
-    return RowFolder(path, facts, index)
+    return RowFolder(path, facts, index, kind)
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:

@@ -94,7 +94,10 @@ class SourceReader:
     def __init__(self, source: SourceConfig):
         self.files = find_files(source.path)
         self._text_field = source.text_field
-        self._needs_text = any(w > 0 for task, w in source.tasks.items() if task != RECORD)
+        # Without tasks it is texts that are wanted, whatever will be made of them.
+        self._needs_text = not source.tasks or any(
+            w > 0 for task, w in source.tasks.items() if task != RECORD
+        )
         self._takes_records = source.tasks.get(RECORD, 0) > 0
         self._total = sum(f.path.stat().st_size for f in self.files) or 1
         self._done = 0

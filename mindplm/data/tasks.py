@@ -62,11 +62,12 @@ _UNIT = re.compile(r"[^\W\u3400-\u9fff]+(?:['’-][^\W\u3400-\u9fff]+)*|\s+|.", 
 _SENTENCE_END = re.compile(r"[。！？；…](?=[^”’」』）。！？…])|[.!?;](?=\s)")
 
 
-def check_tasks(tasks: Mapping[str, float], where: str) -> None:
+def check_tasks(tasks: Mapping[str, float], where: str, accepted: tuple[str, ...] = TASKS) -> None:
     """Refuses names that are no task."""
     for name in tasks:
-        if name not in TASKS:
-            raise ConfigError(f"{where}: task {name!r} is not known; accepted: {', '.join(TASKS)}")
+        if name not in accepted:
+            known = ", ".join(accepted)
+            raise ConfigError(f"{where}: task {name!r} is not known; accepted: {known}")
 
 
 def generator(seed: int, source: str, number: int, draw: int) -> np.random.Generator:

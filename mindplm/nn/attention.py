@@ -36,16 +36,19 @@ class Attention(nn.Cell):
         out_scale: Constant on the output.
         std: Standard deviation of the initial weights.
         out_std: The same for the output projection.
+        bias: Whether the four projections have biases.
         dtype: Type of weights and activations.
     """
 
-    def __init__(self, hidden_size, num_heads, head_dim, *, out_scale=1.0, std, out_std, dtype):
+    def __init__(
+        self, hidden_size, num_heads, head_dim, *, out_scale=1.0, std, out_std, bias=False, dtype
+    ):
         super().__init__()
         inner = num_heads * head_dim
-        self.q = Linear(hidden_size, inner, std=std, dtype=dtype)
-        self.k = Linear(hidden_size, inner, std=std, dtype=dtype)
-        self.v = Linear(hidden_size, inner, std=std, dtype=dtype)
-        self.o = Linear(inner, hidden_size, std=out_std, dtype=dtype)
+        self.q = Linear(hidden_size, inner, bias=bias, std=std, dtype=dtype)
+        self.k = Linear(hidden_size, inner, bias=bias, std=std, dtype=dtype)
+        self.v = Linear(hidden_size, inner, bias=bias, std=std, dtype=dtype)
+        self.o = Linear(inner, hidden_size, bias=bias, std=out_std, dtype=dtype)
         self.attend = Attend()
         self.query_scale, self.out_scale = head_dim**-0.5, out_scale
         self.num_heads, self.head_dim = num_heads, head_dim

@@ -1,10 +1,14 @@
-"""A pre-norm residual block whose two halves are each optional."""
+"""Residual blocks: pre-norm with optional halves, and post-norm."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from mindspore import nn
+
+from mindplm.nn.attention import Attention
+from mindplm.nn.feed_forward import FeedForward
+from mindplm.nn.layers import LayerNorm
 
 
 class Block(nn.Cell):
@@ -47,3 +51,37 @@ class Block(nn.Cell):
 
     def construct(self, x_btd, bias_bhts, row_bt1):
         return self.feed(self.attend(x_btd, bias_bhts, row_bt1))
+
+
+class PostNormBlock(nn.Cell):
+    """x -> attn_norm(x + attn(x)) -> ffn_norm(x + ffn(x)), the order of the first Transformer.
+
+    Args:
+        attn, attn_norm: Self-attention and the norm behind it.
+        ffn, ffn_norm: Feed-forward and the norm behind it.
+    """
+
+    def __init__(self, attn: nn.Cell, attn_norm: nn.Cell, ffn: nn.Cell, ffn_norm: nn.Cell):
+        super().__init__()
+        self.attn, self.attn_norm = attn, attn_norm
+        self.ffn, self.ffn_norm = ffn, ffn_norm
+
+    def feed(self, x_btd):
+        """The feed-forward half."""
+        return self.ffn_norm(x_btd + self.ffn(x_btd))
+
+    def construct(self, x_btd, bias_bhts, row_bt1):
+        return self.feed(self.attn_norm(x_btd + self.attn(x_btd, bias_bhts, row_bt1)))
+
+
+def post_norm_block(
+    hidden_size: int, num_heads: int, ffn_size: int, *, eps: float, std: float, activation, dtype
+) -> PostNormBlock:
+    """A post-norm block with biases and heads that share the width, as GPT-1 and BERT have it."""
+    sizes: dict[str, Any] = {"std": std, "out_std": std, "bias": True, "dtype": dtype}
+    return PostNormBlock(
+        Attention(hidden_size, num_heads, hidden_size // num_heads, **sizes),
+        LayerNorm(hidden_size, eps, dtype=dtype),
+        FeedForward(hidden_size, ffn_size, activation=activation, **sizes),
+        LayerNorm(hidden_size, eps, dtype=dtype),
+    )

@@ -23,3 +23,26 @@ class GatedFeedForward(nn.Cell):
 
     def construct(self, x_btd):
         return self.down(gelu(self.gate(x_btd), self.out_scale) * self.up(x_btd))
+
+
+class FeedForward(nn.Cell):
+    """down(activation(up(x))).
+
+    Args:
+        hidden_size: Width of the residual stream.
+        ffn_size: Inner width.
+        activation: Function of a tensor, of `mindplm.nn.kernels`.
+        std: Standard deviation of the initial weights.
+        out_std: The same for the second projection.
+        bias: Whether the two projections have biases.
+        dtype: Type of weights and activations.
+    """
+
+    def __init__(self, hidden_size, ffn_size, *, activation=gelu, std, out_std, bias=False, dtype):
+        super().__init__()
+        self.up = Linear(hidden_size, ffn_size, bias=bias, std=std, dtype=dtype)
+        self.down = Linear(ffn_size, hidden_size, bias=bias, std=out_std, dtype=dtype)
+        self.activation = activation
+
+    def construct(self, x_btd):
+        return self.down(self.activation(self.up(x_btd)))

@@ -56,6 +56,12 @@ def masked(value, mask):
     return ops.where(mask, value.astype(ms.float32), Tensor(MASKED, ms.float32))
 
 
+def mask_bias(mask_bts):
+    """fp32 bias [B, 1, T, S] for attention: 0 where a boolean mask is True, else very negative."""
+    zero, low = Tensor(0.0, ms.float32), Tensor(MASKED, ms.float32)
+    return ops.where(mask_bts, zero, low).expand_dims(1)
+
+
 def sum_squares(x):
     """Sum of squares in fp32.
 
@@ -74,3 +80,12 @@ def row_sum(x_nv):
     if on_cpu():
         return ops.MatMul()(x_nv, ops.ones((x_nv.shape[1], 1), ms.float32))
     return x_nv.sum(-1, keepdims=True)
+
+
+def column_sum(x_nv):
+    """Sums of columns, [V] fp32; on CPU as a product with a row of ones, which is faster."""
+    x_nv = x_nv.astype(ms.float32)
+    if on_cpu():
+        ones = ops.ones((1, x_nv.shape[0]), ms.float32)
+        return ops.MatMul()(ones, x_nv).reshape((x_nv.shape[1],))
+    return x_nv.sum(0)

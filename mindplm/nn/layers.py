@@ -10,7 +10,7 @@ import mindspore as ms
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Zero
 
-from mindplm.nn.kernels import row_sum
+from mindplm.nn.kernels import column_sum, row_sum
 
 
 def parameter(shape: tuple[int, ...], dtype, std: float | None) -> Parameter:
@@ -21,24 +21,41 @@ def parameter(shape: tuple[int, ...], dtype, std: float | None) -> Parameter:
 
 
 class Linear(nn.Cell):
-    """Projection without bias: y = x W^T, W of shape [out, in].
+    """Projection y = x W^T, or y = x W^T + b, with W of shape [out, in].
 
     Args:
         num_in: Input width.
         num_out: Output width.
+        bias: Whether there is a b; it starts with zeros.
         std: Standard deviation of the initial weights.
         dtype: Type of the weight and of the product.
     """
 
-    def __init__(self, num_in: int, num_out: int, *, std: float, dtype):
+    def __init__(self, num_in: int, num_out: int, *, bias: bool = False, std: float, dtype):
         super().__init__()
         self.weight = parameter((num_out, num_in), dtype, std)
+        self.has_bias = bias
+        if bias:
+            self.bias = parameter((num_out,), dtype, 0.0)
+            self.add_bias = AddBias()
         self.matmul = ops.MatMul(transpose_b=True)
         self.num_in, self.num_out = num_in, num_out
 
     def construct(self, x):
         y = self.matmul(x.reshape((-1, self.num_in)), self.weight)
+        if self.has_bias:
+            y = self.add_bias(y, self.bias)
         return y.reshape(x.shape[:-1] + (self.num_out,))
+
+
+class AddBias(nn.Cell):
+    """x [N, D] + b [D]; the gradient of b is a sum over rows, which on CPU is a product."""
+
+    def construct(self, x_nd, bias_d):
+        return x_nd + bias_d
+
+    def bprop(self, x_nd, bias_d, out, grad):
+        return grad, column_sum(grad).astype(bias_d.dtype)
 
 
 class Embedding(nn.Cell):
@@ -97,10 +114,60 @@ class _Normalise(nn.Cell):
         inverse_n1 = self.inverse(x_nd)
         normed_nd = x_nd * inverse_n1
         product_nd = grad_nd * normed_nd
-        ones = ops.ones((1, x_nd.shape[0]), ms.float32)
-        d_weight = ops.MatMul()(ones, product_nd).reshape((self.width,))
+        d_weight = column_sum(product_nd)
         weighted_d = weight_d.astype(ms.float32)
         mean_n1 = ops.MatMul()(product_nd, weighted_d.reshape((self.width, 1)))
         inner = grad_nd * weighted_d - normed_nd * (mean_n1 * (1.0 / self.width))
         d_x = (inner * inverse_n1).astype(x.dtype).reshape(x.shape)
         return d_x, d_weight.astype(weight_d.dtype)
+
+
+class LayerNorm(nn.Cell):
+    """(x - mean) / sqrt(variance + eps) * weight + bias with fp32 statistics and its own gradient.
+
+    Args:
+        width: Size of the last axis.
+        eps: Added to the variance.
+        dtype: Type of the weight and the bias.
+
+    Source: Ba, Kiros and Hinton, "Layer Normalization", equation 4.
+    """
+
+    def __init__(self, width: int, eps: float, *, dtype):
+        super().__init__()
+        self.weight = parameter((width,), dtype, None)
+        self.bias = parameter((width,), dtype, 0.0)
+        self.norm = _Standardise(width, eps)
+
+    def construct(self, x):
+        return self.norm(x, self.weight, self.bias)
+
+
+class _Standardise(nn.Cell):
+    """(x - mean) / deviation * weight + bias over the last axis."""
+
+    def __init__(self, width: int, eps: float):
+        super().__init__()
+        self.width, self.part, self.eps = width, 1.0 / width, eps
+
+    def standard(self, x):
+        """Rows with mean 0 and deviation 1, and 1 / deviation, fp32 [N, D] and [N, 1]."""
+        x_nd = x.reshape((-1, self.width)).astype(ms.float32)
+        x_nd = x_nd - row_sum(x_nd) * self.part
+        inverse_n1 = ops.rsqrt(row_sum(x_nd * x_nd) * self.part + self.eps)
+        return x_nd * inverse_n1, inverse_n1
+
+    def construct(self, x, weight_d, bias_d):
+        y_nd, _ = self.standard(x)
+        return (y_nd.astype(x.dtype) * weight_d + bias_d).reshape(x.shape)
+
+    def bprop(self, x, weight_d, bias_d, out, grad):
+        y_nd, inverse_n1 = self.standard(x)
+        grad_nd = grad.reshape((-1, self.width)).astype(ms.float32)
+        d_weight, d_bias = column_sum(grad_nd * y_nd), column_sum(grad_nd)
+        inner_nd = grad_nd * weight_d.astype(ms.float32)
+        mean_n1 = row_sum(inner_nd) * self.part
+        along_n1 = row_sum(inner_nd * y_nd) * self.part
+        d_x = (inner_nd - mean_n1 - y_nd * along_n1) * inverse_n1
+        d_x = d_x.astype(x.dtype).reshape(x.shape)
+        return d_x, d_weight.astype(weight_d.dtype), d_bias.astype(bias_d.dtype)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import mindspore as ms
 from mindspore import Tensor, nn, ops
 
-from mindplm.nn.kernels import row_sum
+from mindplm.nn.kernels import column_sum, row_sum
 
 IGNORE = -100
 
@@ -22,16 +22,18 @@ class ProjectedNll(nn.Cell):
 
     Args:
         scale: Factor on the products with the first table.
+        biased: Whether the classes of the first table have biases; if not, the tensor given for
+            them is of any size and gets zeros for its gradient.
     """
 
-    def __init__(self, scale: float):
+    def __init__(self, scale: float, biased: bool = False):
         super().__init__()
-        self.scale = scale
+        self.scale, self.biased = scale, biased
         self.product = ops.MatMul(transpose_b=True)
         self.plain = ops.MatMul()
         self.transposed = ops.MatMul(transpose_a=True)
 
-    def construct(self, hidden_nd, table_vd, extra_ed, extra_mask_e, labels_n):
+    def construct(self, hidden_nd, table_vd, extra_ed, extra_mask_e, labels_n, bias_v):
         """Losses of all rows.
 
         Args:
@@ -40,12 +42,15 @@ class ProjectedNll(nn.Cell):
             extra_ed: Table of the classes V .. V+E-1; not scaled.
             extra_mask_e: Boolean, False for classes that do not exist.
             labels_n: int32, 0 .. V+E-1.
+            bias_v: Biases of the classes 0 .. V-1.
 
         Returns:
             (losses fp32 [N], and what the backward pass needs: logits, extra logits, log-sum-exp).
         """
         num = table_vd.shape[0]
         base = self.product(hidden_nd * self.scale, table_vd)
+        if self.biased:
+            base = base + bias_v
         extra = self.product(hidden_nd, extra_ed).astype(ms.float32)
         extra = ops.where(extra_mask_e.expand_dims(0), extra, Tensor(-1e30, ms.float32))
         base32 = base.astype(ms.float32)
@@ -58,7 +63,7 @@ class ProjectedNll(nn.Cell):
         own = ops.where(in_base.expand_dims(1), own_base.astype(ms.float32), own_extra)
         return (lse - own).squeeze(1), base, extra, lse
 
-    def bprop(self, hidden_nd, table_vd, extra_ed, extra_mask_e, labels_n, out, grads):
+    def bprop(self, hidden_nd, table_vd, extra_ed, extra_mask_e, labels_n, bias_v, out, grads):
         num = table_vd.shape[0]
         _, base, extra, lse = out
         grad_n1 = grads[0].expand_dims(1)
@@ -82,8 +87,43 @@ class ProjectedNll(nn.Cell):
         d_extra = ops.tensor_scatter_add(
             d_extra, extra_row.expand_dims(1), hidden_nd * -extra_weight
         )
+        d_bias = ops.zeros_like(bias_v)
+        if self.biased:
+            own = ops.where(in_base, -grads[0], 0.0)
+            d_bias = ops.tensor_scatter_add(column_sum(p_base), row.expand_dims(1), own)
+            d_bias = d_bias.astype(bias_v.dtype)
         none = ops.zeros_like(extra_mask_e), ops.zeros_like(labels_n)
-        return (d_hidden, d_table, d_extra, *none)
+        return (d_hidden, d_table, d_extra, *none, d_bias)
+
+
+class TokenNll(nn.Cell):
+    """`ProjectedNll` over one table alone: logits = hidden W^T * scale, or + b.
+
+    Args:
+        scale: Factor on the products.
+        biased: Whether the classes have biases.
+    """
+
+    def __init__(self, scale: float = 1.0, biased: bool = False):
+        super().__init__()
+        self.nll = ProjectedNll(scale, biased)
+        self.nothing = Tensor([False], ms.bool_)
+        self.no_bias = Tensor([0.0], ms.float32)
+
+    def construct(self, hidden_nd, table_vd, labels_n, bias_v=None):
+        """Losses fp32 [N] in nats; those of rows whose label is IGNORE mean nothing."""
+        bias_v = self.no_bias if bias_v is None else bias_v
+        extra = ops.zeros((1, hidden_nd.shape[1]), hidden_nd.dtype)
+        labels_n = ops.clamp(labels_n, min=0)
+        return self.nll(hidden_nd, table_vd, extra, self.nothing, labels_n, bias_v)[0]
+
+
+def take_positions(hidden_btd, positions_bp):
+    """Rows of a batch at chosen positions, flat [B * P, D]."""
+    batch, num = positions_bp.shape
+    width = hidden_btd.shape[2]
+    place = positions_bp.expand_dims(2).broadcast_to((batch, num, width))
+    return ops.gather_d(hidden_btd, 1, place).reshape((batch * num, width))
 
 
 def masked_sums(nll_n, labels_n):

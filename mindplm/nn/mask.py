@@ -31,3 +31,18 @@ def packed_mask(context_bt, sample_ids_bt, spans_bt, length_b):
     span = spans_bt.expand_dims(2) == spans_bt.expand_dims(1)
     both = ops.logical_and(real.expand_dims(2), real.expand_dims(1))
     return ops.logical_and(ops.logical_and(sees, sample), ops.logical_and(span, both))
+
+
+def span_mask(spans_bt):
+    """Mask of rows of spans side by side: every token sees the tokens of its own span.
+
+    Padding sees all spans, so that no row of the mask is empty; nothing sees padding.
+
+    Args:
+        spans_bt: int32, number of the span from 1 on, 0 for padding.
+
+    Returns:
+        Boolean [B, T, T].
+    """
+    query, key = spans_bt.expand_dims(2), spans_bt.expand_dims(1)
+    return ops.logical_and(key != 0, ops.logical_or(query == 0, query == key))

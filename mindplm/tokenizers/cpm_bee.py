@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -96,6 +96,17 @@ class CpmBeeTokenizer:
             line = content.count(b"\n", 0, error.start) + 1
             raise VocabError(f"{path}:{line}: not UTF-8 (byte {error.start})") from None
         return cls(text.split("\n"), source=str(path))
+
+    def size(self, text: str) -> int:
+        """Tokens of a plain text."""
+        return len(self.encode(escape(text))[0])
+
+    def parts(self, text: str, room: int) -> Iterator[tuple[str, int]]:
+        """Pieces of a plain text of `room` tokens each, the last of fewer, and their sizes."""
+        tokens = self.tokenize(escape(text))
+        starts = [token.start for token in tokens][::room]
+        for low, high in zip(starts, [*starts[1:], len(text)]):
+            yield text[low:high], room if high < len(text) else len(tokens) % room or room
 
     @cached_property
     def fingerprint(self) -> str:

@@ -104,6 +104,7 @@ class Trainer:
         self.model = parts.part("cell")(config.model, runtime.compute_dtype(config.runtime.dtype))
         self.loss = parts.part("loss")(self.model)
         self.shared = set(parts.part("shared_columns"))
+        self.rows = parts.part("rows")
         initialise(self.model, config.runtime.seed)
         weights = list(self.model.trainable_params())
         self.optimizer = Adam(weights, config.optim)
@@ -165,7 +166,7 @@ class Trainer:
         """The training rows from the next step on."""
         config = self.config
         return RowStream(
-            prepare.rows(config, self.tokenizer, "train"),
+            prepare.rows(config, self.tokenizer, "train", self.rows),
             seed=config.runtime.seed,
             batch_size=config.train.batch_size,
             rank=self.found.rank,
@@ -318,7 +319,7 @@ class Validation:
 
     def __init__(self, trainer: Trainer):
         self.size = trainer.config.micro_batch_size
-        self.rows = prepare.rows(trainer.config, trainer.tokenizer, "valid")
+        self.rows = prepare.rows(trainer.config, trainer.tokenizer, "valid", trainer.rows)
         self.evaluator = Evaluator(trainer.loss)
 
     def __call__(self) -> Score:

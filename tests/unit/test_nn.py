@@ -13,11 +13,12 @@ from mindspore import Tensor, nn, ops
 from mindplm.nn.attention import Attention
 from mindplm.nn.init import initialise
 from mindplm.nn.kernels import MASKED, Softmax, gelu, masked, row_sum, sum_squares
-from mindplm.nn.layers import RMSNorm
-from mindplm.nn.loss import IGNORE, ProjectedNll, masked_sums
-from mindplm.nn.mask import packed_mask
+from mindplm.nn.layers import LayerNorm, Linear, RMSNorm
+from mindplm.nn.loss import IGNORE, ProjectedNll, TokenNll, masked_sums, take_positions
+from mindplm.nn.mask import packed_mask, span_mask
 
 ROWS, WIDTH, CLASSES, EXTRA = 7, 12, 19, 4
+NO_BIAS = Tensor(np.zeros(1, np.float32))
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -181,6 +182,59 @@ def test_rms_norm_of_zeros_is_zero_with_a_finite_gradient():
     assert np.isfinite(found).all()
 
 
+# --- LayerNorm and biases -------------------------------------------------------------------------
+
+
+def numpy_layer_norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    x = x - x.mean(-1, keepdims=True)
+    return x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-3) * weight + bias
+
+
+def test_layer_norm_and_its_gradient():
+    norm = LayerNorm(WIDTH, 1e-3, dtype=ms.float32)
+    weight, bias = 1 + 0.3 * normal(WIDTH, seed=2), normal(WIDTH, seed=4)
+    x, probe = 2 + normal(3, 4, WIDTH), normal(3, 4, WIDTH, seed=3)
+    norm.weight.set_data(Tensor(weight))
+    norm.bias.set_data(Tensor(bias))
+    wide = [a.astype(np.float64) for a in (x, weight, bias)]
+    np.testing.assert_allclose(norm(Tensor(x)).asnumpy(), numpy_layer_norm(*wide), atol=2e-6)
+    fixed = Tensor(probe)
+
+    def loss(x):
+        return (norm(x) * fixed).sum()
+
+    d_x, (d_weight, d_bias) = ms.jit(ops.grad(loss, 0, [norm.weight, norm.bias]))(Tensor(x))
+    wanted = finite_differences(lambda *a: (numpy_layer_norm(*a) * probe).sum(), [x, weight, bias])
+    for found, expected in zip((d_x, d_weight, d_bias), wanted):
+        np.testing.assert_allclose(found.asnumpy(), expected, atol=1e-5)
+
+
+def test_a_linear_layer_with_bias_and_its_gradient():
+    layer = Linear(WIDTH, 5, bias=True, std=1.0, dtype=ms.float32)
+    initialise(layer, 0)
+    assert not layer.bias.asnumpy().any()
+    weight, bias, x = layer.weight.asnumpy(), normal(5, seed=2), normal(2, 3, WIDTH)
+    layer.bias.set_data(Tensor(bias))
+    probe = normal(2, 3, 5, seed=1)
+    np.testing.assert_allclose(layer(Tensor(x)).asnumpy(), x @ weight.T + bias, atol=1e-5)
+    fixed = Tensor(probe)
+
+    def loss(x):
+        return (layer(x) * fixed).sum()
+
+    d_x, (d_weight, d_bias) = ms.jit(ops.grad(loss, 0, [layer.weight, layer.bias]))(Tensor(x))
+    np.testing.assert_allclose(d_x.asnumpy(), probe @ weight, atol=1e-5)
+    flat = probe.reshape(-1, 5)
+    np.testing.assert_allclose(d_weight.asnumpy(), flat.T @ x.reshape(-1, WIDTH), atol=1e-5)
+    np.testing.assert_allclose(d_bias.asnumpy(), flat.sum(0), atol=1e-5)
+
+
+def test_positions_are_taken_from_their_own_rows():
+    hidden, places = normal(2, 5, 3), np.array([[4, 0], [1, 1]], np.int32)
+    found = take_positions(Tensor(hidden), Tensor(places)).asnumpy()
+    assert (found == np.stack([hidden[0, 4], hidden[0, 0], hidden[1, 1], hidden[1, 1]])).all()
+
+
 # --- projected loss -------------------------------------------------------------------------------
 
 
@@ -211,8 +265,10 @@ def nll_gradients(cell, with_parts: bool):
     case = nll_case()
 
     def loss(hidden, table, extra, mask, labels, weights):
-        losses = cell(hidden, table, extra, mask, labels)
-        losses = losses[0] if with_parts else losses
+        if with_parts:
+            losses = cell(hidden, table, extra, mask, labels, NO_BIAS)[0]
+        else:
+            losses = cell(hidden, table, extra, mask, labels)
         return (losses * weights).sum()
 
     return gradients(loss, *case[:3], others=case[3:])
@@ -241,7 +297,7 @@ def test_projected_losses_and_gradients_are_those_of_log_softmax():
     inputs = [Tensor(a) for a in (hidden, table, extra, mask, labels)]
     ours, plain = ProjectedNll(0.7), PlainNll(0.7)
     losses, exact = exact_nll(0.7)
-    np.testing.assert_allclose(ours(*inputs)[0].asnumpy(), losses, atol=5e-6)
+    np.testing.assert_allclose(ours(*inputs, NO_BIAS)[0].asnumpy(), losses, atol=5e-6)
     np.testing.assert_allclose(plain(*inputs).asnumpy(), losses, atol=5e-6)
     found, framework = nll_gradients(ours, True), nll_gradients(plain, False)
     for own, theirs, wanted in zip(found, framework, exact):
@@ -261,10 +317,33 @@ def test_huge_logits_are_no_trouble():
     cell = ProjectedNll(1.0)
 
     def loss(hidden, table, extra, mask, labels, weights):
-        return (cell(hidden, table, extra, mask, labels)[0] * weights).sum()
+        return (cell(hidden, table, extra, mask, labels, NO_BIAS)[0] * weights).sum()
 
     (found,) = gradients(loss, hidden * 1e4, others=others)
     assert np.isfinite(found).all()
+
+
+def test_a_table_with_biases_has_the_losses_and_gradients_of_log_softmax():
+    hidden, table, *_ = nll_case()
+    bias = normal(CLASSES, seed=3)
+    labels = np.array([0, CLASSES - 1, 5, IGNORE, 2, 5, 1], np.int32)
+    cell = TokenNll(0.7, biased=True)
+
+    def loss(hidden, table, bias, labels):
+        return masked_sums(cell(hidden, table, labels, bias), labels)[0]
+
+    found = gradients(loss, hidden, table, bias, others=[labels])
+    real = labels != IGNORE
+    logits = hidden.astype(np.float64) @ table.T * 0.7 + bias
+    p = np.exp(logits - logits.max(1, keepdims=True))
+    p /= p.sum(1, keepdims=True)
+    losses = cell(*map(Tensor, (hidden, table, labels, bias))).asnumpy()
+    picked = p[np.arange(ROWS), np.maximum(labels, 0)]
+    np.testing.assert_allclose(losses[real], -np.log(picked)[real], atol=5e-6)
+    p[np.arange(ROWS)[real], labels[real]] -= 1
+    p[~real] = 0
+    for own, wanted in zip(found, (p @ table * 0.7, p.T @ hidden * 0.7, p.sum(0))):
+        np.testing.assert_allclose(own, wanted, atol=3e-6)
 
 
 def test_sums_count_labelled_rows_only():
@@ -275,6 +354,14 @@ def test_sums_count_labelled_rows_only():
 
 
 # --- masks ----------------------------------------------------------------------------------------
+
+
+def test_span_mask_follows_its_rule_pair_by_pair():
+    spans = np.array([[1, 1, 2, 2, 0], [1, 0, 0, 0, 0]], np.int32)
+    found = span_mask(Tensor(spans)).asnumpy()
+    for b, q, k in np.ndindex(2, 5, 5):
+        sees = spans[b, k] > 0 and spans[b, q] in (0, spans[b, k])
+        assert found[b, q, k] == sees, (b, q, k)
 
 
 def test_packed_mask_follows_its_rule_pair_by_pair():

@@ -17,7 +17,7 @@ from mindplm.nn.block import Block
 from mindplm.nn.feed_forward import GatedFeedForward
 from mindplm.nn.kernels import masked, one_below
 from mindplm.nn.layers import RMSNorm, parameter
-from mindplm.nn.loss import ProjectedNll, masked_sums
+from mindplm.nn.loss import ProjectedNll, masked_sums, take_positions
 from mindplm.nn.mask import packed_mask
 from mindplm.nn.position import distance_buckets, rotary_frequencies
 
@@ -175,19 +175,18 @@ class CpmBeeLoss(nn.Cell):
         super().__init__(auto_prefix=False)
         self.model = model
         self.nll = ProjectedNll(model.root)
+        self.no_bias = Tensor([0.0], ms.float32)
 
     def token_losses(self, *columns):
         """Losses [B * T] in nats; those of unlabelled places mean nothing."""
         hidden = self.model(*columns[:10])
         target_pos, targets, ext_ids, ext_sub, num_ext = columns[10:]
-        batch, num = target_pos.shape
-        width = hidden.shape[2]
-        place = target_pos.expand_dims(2).broadcast_to((batch, num, width))
-        wanted = ops.gather_d(hidden, 1, place).reshape((batch * num, width))
+        wanted = take_positions(hidden, target_pos)
         labels = ops.clamp(targets.reshape((-1,)), min=0)
         embed = self.model.embed
         real = one_below(ext_ids.shape[0], num_ext)
-        return self.nll(wanted, embed.weight, embed(ext_ids, ext_sub), real, labels)[0]
+        ext = embed(ext_ids, ext_sub)
+        return self.nll(wanted, embed.weight, ext, real, labels, self.no_bias)[0]
 
     def construct(self, *columns):
         return masked_sums(self.token_losses(*columns), columns[11].reshape((-1,)))

@@ -1,0 +1,1 @@
+"""BERT as a masked language model."""

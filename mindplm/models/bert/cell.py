@@ -1,0 +1,102 @@
+"""The BERT network with its masked-LM head, and the training cell.
+
+Suffixes of tensor names: b rows, t positions, d hidden, p predicted positions, n flattened b*p,
+v vocabulary.
+"""
+
+from __future__ import annotations
+
+import mindspore as ms
+from mindspore import nn, ops
+
+from mindplm.errors import ConfigError
+from mindplm.models.bert.config import BertConfig
+from mindplm.nn.block import post_norm_block
+from mindplm.nn.encoder import Encoder
+from mindplm.nn.kernels import gelu
+from mindplm.nn.layers import LayerNorm, Linear, parameter
+from mindplm.nn.loss import TokenNll, masked_sums, take_positions
+
+
+class MaskedHead(nn.Cell):
+    """norm(gelu(dense(x))); the projection onto the word table and its bias follow."""
+
+    def __init__(self, config: BertConfig, dtype):
+        super().__init__()
+        hidden = config.hidden_size
+        self.dense = Linear(hidden, hidden, bias=True, std=config.init_std, dtype=dtype)
+        self.norm = LayerNorm(hidden, config.eps, dtype=dtype)
+        self.bias = parameter((config.vocab_size,), dtype, 0.0)
+
+    def construct(self, x):
+        return self.norm(gelu(self.dense(x)))
+
+
+class Bert(nn.Cell):
+    """Encoder and masked-LM head; the output matrix is the word table.
+
+    Source: Devlin et al. 2018, "BERT"; the head is that of its published code.
+    """
+
+    def __init__(self, config: BertConfig, dtype=ms.float32):
+        super().__init__()
+        if config.dropout:
+            raise ConfigError(f"model.dropout={config.dropout}: only 0 is implemented for bert")
+        self.config = config
+        self.encoder = encoder(config, dtype)
+        self.head = MaskedHead(config, dtype)
+        self.matmul = ops.MatMul(transpose_b=True)
+        self.dtype = dtype
+
+    def construct(self, ids_bt, types_bt, positions_bt, spans_bt):
+        """Hidden states [B, T, D] after the last block; columns as `Encoder` takes them."""
+        return self.encoder(ids_bt, types_bt, positions_bt, spans_bt)[-1]
+
+    def project(self, hidden_nd):
+        """Scores of all words, fp32 [N, V]."""
+        logits = self.matmul(self.head(hidden_nd), self.encoder.embed.weight)
+        return (logits + self.head.bias).astype(ms.float32)
+
+
+def encoder(config: BertConfig, dtype) -> Encoder:
+    """The encoder of these sizes."""
+    blocks = [
+        post_norm_block(
+            config.hidden_size,
+            config.num_heads,
+            config.ffn_size,
+            eps=config.eps,
+            std=config.init_std,
+            activation=gelu,
+            dtype=dtype,
+        )
+        for _ in range(config.num_layers)
+    ]
+    return Encoder(
+        (config.vocab_size, config.max_len, config.num_types),
+        config.hidden_size,
+        blocks,
+        eps=config.eps,
+        std=config.init_std,
+        dtype=dtype,
+    )
+
+
+class BertLoss(nn.Cell):
+    """Sum and count of the losses of the masked tokens; the training cell.
+
+    construct takes ids, types, positions, spans int32 [B, T]; target_pos, targets int32 [B, P].
+    """
+
+    def __init__(self, model: Bert):
+        super().__init__(auto_prefix=False)
+        self.model = model
+        self.nll = TokenNll(biased=True)
+
+    def construct(self, *columns):
+        target_pos, targets = columns[4:]
+        hidden = self.model(*columns[:4])
+        labels = targets.reshape((-1,))
+        ready = self.model.head(take_positions(hidden, target_pos))
+        table, bias = self.model.encoder.embed.weight, self.model.head.bias
+        return masked_sums(self.nll(ready, table, labels, bias), labels)

@@ -13,6 +13,7 @@ from mindplm.data import prompts as prompting
 from mindplm.errors import ConfigError, DataError
 from mindplm.generate import generate, write
 from mindplm.generate.engine import Engine
+from mindplm.generate.policies import stream_of
 from mindplm.generate.search import BeamSearch
 from mindplm.tokenizers.cpm_bee import SPECIALS, CpmBeeTokenizer
 
@@ -52,7 +53,7 @@ def test_batches_write_what_single_prompts_write(options) -> None:
     together = generate(model(), TOKENIZER, PROMPTS, **options)
     seed = options.pop("seed", 0)
     for i, prompt in enumerate(PROMPTS):
-        alone = generate(model(), TOKENIZER, [prompt], seed=seed + i, **options)
+        alone = generate(model(), TOKENIZER, [prompt], seed=[stream_of(seed, i)], **options)
         assert alone == [together[i]]
     small = generate(model(), TOKENIZER, PROMPTS, batch_size=2, seed=seed, **options)
     assert small == together

@@ -27,7 +27,7 @@ GROUPS = {
     "tokenizers": "assets",
     "runtime": "config",
     "models": "config nn weights",
-    "data": "config runtime tokenizers assets files",
+    "data": "config runtime tokenizers assets files weights",
     "families": "config models data tokenizers assets",
     "checkpoint": "config runtime families weights files",
 }

@@ -37,10 +37,18 @@ class Block(nn.Cell):
         self.has_attn, self.has_ffn = attn is not None, ffn is not None
         self.keep = keep
 
+    def seen(self, x_btd):
+        """What the attention works on."""
+        return self.attn_norm(x_btd)
+
+    def joined(self, x_btd, out_btd):
+        """The stream after the attention has given its output."""
+        return (x_btd + out_btd) * self.keep
+
     def attend(self, x_btd, bias_bhts, row_bt1):
         """The attention half over whole rows."""
         if self.has_attn:
-            return (x_btd + self.attn(self.attn_norm(x_btd), bias_bhts, row_bt1)) * self.keep
+            return self.joined(x_btd, self.attn(self.seen(x_btd), bias_bhts, row_bt1))
         return x_btd
 
     def feed(self, x_btd):
@@ -65,13 +73,22 @@ class PostNormBlock(nn.Cell):
         super().__init__()
         self.attn, self.attn_norm = attn, attn_norm
         self.ffn, self.ffn_norm = ffn, ffn_norm
+        self.has_attn = True
+
+    def seen(self, x_btd):
+        """What the attention works on."""
+        return x_btd
+
+    def joined(self, x_btd, out_btd):
+        """The stream after the attention has given its output."""
+        return self.attn_norm(x_btd + out_btd)
 
     def feed(self, x_btd):
         """The feed-forward half."""
         return self.ffn_norm(x_btd + self.ffn(x_btd))
 
     def construct(self, x_btd, bias_bhts, row_bt1):
-        return self.feed(self.attn_norm(x_btd + self.attn(x_btd, bias_bhts, row_bt1)))
+        return self.feed(self.joined(x_btd, self.attn(x_btd, bias_bhts, row_bt1)))
 
 
 def post_norm_block(
@@ -84,4 +101,25 @@ def post_norm_block(
         LayerNorm(hidden_size, eps, dtype=dtype),
         FeedForward(hidden_size, ffn_size, activation=activation, **sizes),
         LayerNorm(hidden_size, eps, dtype=dtype),
+    )
+
+
+def pre_norm_block(
+    hidden_size: int,
+    num_heads: int,
+    ffn_size: int,
+    *,
+    eps: float,
+    std: float,
+    out_std: float,
+    activation,
+    dtype,
+) -> Block:
+    """A pre-norm block with biases and heads that share the width, as GPT-2 has it."""
+    sizes: dict[str, Any] = {"std": std, "out_std": out_std, "bias": True, "dtype": dtype}
+    return Block(
+        LayerNorm(hidden_size, eps, dtype=dtype),
+        Attention(hidden_size, num_heads, hidden_size // num_heads, **sizes),
+        LayerNorm(hidden_size, eps, dtype=dtype),
+        FeedForward(hidden_size, ffn_size, activation=activation, **sizes),
     )

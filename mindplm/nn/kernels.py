@@ -18,6 +18,7 @@ def on_cpu() -> bool:
 
 
 SQRT_HALF = 0.7071067811865476
+ROOT_TWO_OVER_PI = 0.7978845608028654
 # Added to the logits of masked positions; finite, so that a row of masks is no NaN anywhere.
 MASKED = -1e30
 
@@ -28,6 +29,14 @@ def gelu(x, scale: float = 1.0):
     Source: Hendrycks and Gimpel, "Gaussian Error Linear Units", equation in section 2.
     """
     return x * ((ops.erf(x * SQRT_HALF) + 1.0) * (0.5 * scale))
+
+
+def gelu_tanh(x):
+    """GELU by its approximation, 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))).
+
+    Source: Hendrycks and Gimpel, "Gaussian Error Linear Units", section 2.
+    """
+    return x * (ops.tanh((x + x * x * x * 0.044715) * ROOT_TWO_OVER_PI) + 1.0) * 0.5
 
 
 class Softmax(nn.Cell):

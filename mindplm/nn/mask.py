@@ -46,3 +46,17 @@ def span_mask(spans_bt):
     """
     query, key = spans_bt.expand_dims(2), spans_bt.expand_dims(1)
     return ops.logical_and(key != 0, ops.logical_or(query == 0, query == key))
+
+
+def causal_mask(spans_bt):
+    """`span_mask` in which no token sees a later one.
+
+    Args:
+        spans_bt: int32, number of the span from 1 on, 0 for padding.
+
+    Returns:
+        Boolean [B, T, T].
+    """
+    order = ops.arange(spans_bt.shape[1])
+    earlier = order.expand_dims(0) <= order.expand_dims(1)
+    return ops.logical_and(span_mask(spans_bt), earlier.expand_dims(0))

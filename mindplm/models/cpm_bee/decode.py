@@ -7,10 +7,10 @@ where every later token sees every entry.
 
 from __future__ import annotations
 
-from mindspore import Tensor, nn, ops
+from mindspore import nn, ops
 
 from mindplm.models.cpm_bee.cell import CpmBee
-from mindplm.nn.cache import place_token, take_rows
+from mindplm.nn.cache import read_rows, read_token
 from mindplm.nn.kernels import masked
 
 
@@ -53,20 +53,10 @@ class CpmBeePrefill(nn.Cell):
         )
         mask = ops.logical_and(sees, visible(samples, samples, counts))
         bias = masked(model.position_bias(index), mask.expand_dims(1))
-        x = model.embed(ids, subs)
-        row = ops.ones((1, 1, 1), x.dtype)
-        cache: tuple[Tensor, ...] = ()
-        for block in model.blocks:
-            if block.has_attn:
-                attn = block.attn
-                h = block.attn_norm(x)
-                k, v = attn.split(attn.k(h)), attn.split(attn.v(h))
-                out = attn.output(attn.attend(attn.query(h), k, v, bias), row)
-                x = (x + out) * block.keep
-                cache = cache + (k, v)
-            x = block.feed(x)
+        row = ops.ones((1, 1, 1), model.dtype)
+        x, caches = read_rows(model.blocks, model.embed(ids, subs), bias, row)
         last = model.final_norm(x[:, -1])
-        return (model.project(last, ext_ids, ext_sub, num_ext), *cache)
+        return (model.project(last, ext_ids, ext_sub, num_ext), *caches)
 
 
 class CpmBeeStep(nn.Cell):
@@ -108,19 +98,6 @@ class CpmBeeStep(nn.Cell):
         mask = visible(zero, key_samples, key_counts)
         bias = masked(model.position_bias(index), mask.expand_dims(1))
         x = model.embed(ids, subs).expand_dims(1)
-        row = ops.ones((1, 1, 1), x.dtype)
-        cache: tuple[Tensor, ...] = ()
-        number = 0
-        for block in model.blocks:
-            if block.has_attn:
-                attn = block.attn
-                h = block.attn_norm(x)
-                k = place_token(take_rows(old[number], parents), attn.split(attn.k(h)), slot)
-                v = place_token(take_rows(old[number + 1], parents), attn.split(attn.v(h)), slot)
-                out = attn.output(attn.attend(attn.query(h), k, v, bias), row)
-                x = (x + out) * block.keep
-                cache = cache + (k, v)
-                number += 2
-            x = block.feed(x)
+        x, caches = read_token(model.blocks, x, bias, parents, slot, old)
         last = model.final_norm(x[:, 0])
-        return (model.project(last, ext_ids, ext_sub, num_ext), *cache)
+        return (model.project(last, ext_ids, ext_sub, num_ext), *caches)

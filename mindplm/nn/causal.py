@@ -1,0 +1,159 @@
+"""A causal language model: tokens and learned positions, blocks, the token table as output.
+
+Suffixes of tensor names: b rows, t positions of this call, s key positions, d hidden, n flattened,
+v classes, p predicted positions.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mindspore as ms
+from mindspore import Tensor, nn, ops
+
+from mindplm.nn.cache import read_rows, read_token
+from mindplm.nn.kernels import mask_bias
+from mindplm.nn.layers import Embedding
+from mindplm.nn.loss import ProjectedNll, TokenNll, masked_sums, take_positions
+from mindplm.nn.mask import causal_mask
+
+
+class CausalModel(nn.Cell):
+    """embed[id] + positions[position], blocks that look back, and the token table as output.
+
+    Args:
+        counts: Rows of the tables of tokens and positions.
+        hidden_size: Width.
+        blocks: The blocks.
+        final_norm: Norm after the last block; None: there is none.
+        std: Standard deviation of the initial tables.
+        position_classes: The position rows are output classes too, behind the tokens.
+        dtype: Type of weights and activations.
+    """
+
+    def __init__(
+        self,
+        counts: tuple[int, int],
+        hidden_size: int,
+        blocks: list[Any],
+        final_norm: nn.Cell | None,
+        *,
+        std: float,
+        position_classes: bool = False,
+        dtype,
+    ):
+        super().__init__()
+        words, positions = counts
+        self.embed = Embedding(words, hidden_size, std=std, dtype=dtype)
+        self.positions = Embedding(positions, hidden_size, std=std, dtype=dtype)
+        self.blocks = nn.CellList(blocks)
+        self.final_norm: Any = final_norm
+        self.has_norm, self.position_classes = final_norm is not None, position_classes
+        self.dtype = dtype
+        self.matmul = ops.MatMul(transpose_b=True)
+
+    def start(self, ids, positions):
+        """The sum of both embeddings; indices of any shape."""
+        return self.embed(ids) + self.positions(positions)
+
+    def end(self, x):
+        """The hidden states that the output is made of."""
+        return self.final_norm(x) if self.has_norm else x
+
+    def states(self, ids_bt, positions_bt, spans_bt):
+        """The embedding's output and that of each block, num_layers + 1 tensors [B, T, D]."""
+        bias_b1ts = mask_bias(causal_mask(spans_bt))
+        row = ops.ones((1, 1, 1), self.dtype)
+        x_btd = self.start(ids_bt, positions_bt)
+        states: tuple[Tensor, ...] = (x_btd,)
+        for block in self.blocks:
+            x_btd = block(x_btd, bias_b1ts, row)
+            states = states + (x_btd,)
+        return states
+
+    def construct(self, ids_bt, positions_bt, spans_bt):
+        """Hidden states [B, T, D].
+
+        Args:
+            ids_bt, positions_bt: int32 rows of the tables.
+            spans_bt: int32, number of the document from 1 on, 0 for padding; documents do not see
+                each other.
+        """
+        return self.end(self.states(ids_bt, positions_bt, spans_bt)[-1])
+
+    def project(self, hidden_nd):
+        """Scores of all classes, fp32 [N, V]."""
+        logits = self.matmul(hidden_nd, self.embed.weight)
+        if self.position_classes:
+            logits = ops.concat((logits, self.matmul(hidden_nd, self.positions.weight)), -1)
+        return logits.astype(ms.float32)
+
+
+class CausalLoss(nn.Cell):
+    """Sum and count of the token losses of rows; the training cell.
+
+    construct takes ids, positions, spans int32 [B, T]; target_pos, targets int32 [B, P].
+    """
+
+    def __init__(self, model: CausalModel):
+        super().__init__(auto_prefix=False)
+        self.model = model
+        self.nll: Any = ProjectedNll(1.0) if model.position_classes else TokenNll()
+        self.none = Tensor([0.0], ms.float32)
+
+    def losses(self, hidden_nd, labels_n):
+        """Losses [N] in nats; those of rows whose label is IGNORE mean nothing."""
+        model, table = self.model, self.model.embed.weight
+        if not model.position_classes:
+            return self.nll(hidden_nd, table, labels_n)
+        more = model.positions.weight
+        real = ops.ones((more.shape[0],), ms.bool_)
+        labels_n = ops.clamp(labels_n, min=0)
+        return self.nll(hidden_nd, table, more, real, labels_n, self.none)[0]
+
+    def token_losses(self, *columns):
+        """Losses [B * P] in nats; those of unlabelled places mean nothing."""
+        target_pos, targets = columns[3:]
+        hidden = self.model(*columns[:3])
+        return self.losses(take_positions(hidden, target_pos), targets.reshape((-1,)))
+
+    def construct(self, *columns):
+        return masked_sums(self.token_losses(*columns), columns[4].reshape((-1,)))
+
+
+class CausalPrefill(nn.Cell):
+    """Left-padded prompts in, scores after the last column and keys and values out.
+
+    construct takes ids, positions, spans int32 [B, T]; spans are 0 for padding, else 1.
+    """
+
+    def __init__(self, model: CausalModel):
+        super().__init__(auto_prefix=False)
+        self.model = model
+
+    def construct(self, ids_bt, positions_bt, spans_bt):
+        model = self.model
+        bias = mask_bias(causal_mask(spans_bt))
+        row = ops.ones((1, 1, 1), model.dtype)
+        x_btd, caches = read_rows(model.blocks, model.start(ids_bt, positions_bt), bias, row)
+        return (model.project(model.end(x_btd[:, -1])), *caches)
+
+
+class CausalStep(nn.Cell):
+    """One token of every row in, its scores and the grown caches out.
+
+    construct takes ids, positions int32 [B]; slot [1], the place of the new tokens in the caches;
+    filled [B, S], 1 where the cache holds something, the new token among it; parents [B], the row
+    that each row goes on from; then k and v of each attention [B, H, S, K].
+    """
+
+    def __init__(self, model: CausalModel):
+        super().__init__(auto_prefix=False)
+        self.model = model
+
+    def construct(self, ids_b, positions_b, slot_1, filled_bs, parents_b, *old):
+        model = self.model
+        x_b1d = model.start(ids_b, positions_b).expand_dims(1)
+        bias = mask_bias((filled_bs != 0).expand_dims(1))
+        x_b1d, caches = read_token(model.blocks, x_b1d, bias, parents_b, slot_1, old)
+        return (model.project(model.end(x_b1d[:, 0])), *caches)

@@ -148,6 +148,8 @@ class OptimConfig:
     """Decay of the second moment."""
     eps: float = 1e-8
     """Added to the root of the second moment."""
+    eps_corrected: bool = True
+    """Whether that root is the bias-corrected one; not so in the programs of BERT and GPT-1."""
     weight_decay: float = 0.01
     """Strength of weight decay."""
     decay: Literal["matrices", "all"] = "matrices"
@@ -156,6 +158,10 @@ class OptimConfig:
     """Shape of the learning rate after warm-up."""
     warmup_steps: int = 0
     """Optimizer steps of linear warm-up."""
+    warmup_from_zero: bool = False
+    """Whether the first step of the warm-up has learning rate 0, as in most original programs."""
+    power: float = 1.0
+    """Exponent of the falling line of linear."""
     min_lr_ratio: float = 0.1
     """Last learning rate of cosine and linear, as a part of lr."""
     clip_norm: float = 1.0
@@ -164,6 +170,7 @@ class OptimConfig:
     def __post_init__(self) -> None:
         require(self.lr > 0, f"optim.lr={self.lr}, expected > 0")
         require(self.eps > 0, f"optim.eps={self.eps}, expected > 0")
+        require(self.power > 0, f"optim.power={self.power}, expected > 0")
         between("optim", self, 0, 1, "beta1", "beta2")
         at_least("optim", self, weight_decay=0, warmup_steps=0, clip_norm=0)
         require(

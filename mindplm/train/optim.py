@@ -26,7 +26,7 @@ class Scalars(NamedTuple):
     lr: float
     """Learning rate with the bias corrections in it."""
     eps: float
-    """Epsilon with the bias correction in it."""
+    """Epsilon as the operator takes it: beside the root that is not corrected."""
     decay: float
     """What a weight loses, or what of it is added to its gradient."""
 
@@ -74,7 +74,7 @@ class Adam(nn.Cell):
         return Scalars(
             per_target=1.0 / max(num_targets, 1.0),
             lr=lr * math.sqrt(left2) / left1,
-            eps=self.numbers.eps * math.sqrt(left2),
+            eps=self.numbers.eps * (math.sqrt(left2) if self.numbers.eps_corrected else 1.0),
             decay=self.numbers.weight_decay * (lr if self.decoupled else 1.0),
         )
 

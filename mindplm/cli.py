@@ -1,7 +1,8 @@
 """The command line: mindplm VERB -c FILE key=value ...
 
 Each verb imports what it needs inside its function, so that --help is instant. Exit status: 0 fine,
-2 something that the user can mend, 1 a fault of ours, 130 interrupted.
+2 something that the user can mend (also when some records of a file could not be used and the
+others were), 1 a fault of ours, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from mindplm import cli_write
+    from mindplm import cli_score, cli_write
 
     common = _Parser(add_help=False)
     common.add_argument(
@@ -135,7 +136,7 @@ def _parser() -> argparse.ArgumentParser:
     for run, add, text in (
         (_generate, cli_write.add_generate, "Write with a checkpoint."),
         (_chat, cli_write.add_chat, "Talk with a checkpoint; reads turns from the input."),
-        (_score, cli_write.add_score, "Measure how likely given answers are."),
+        (_score, cli_score.add_score, "Measure how likely given answers are."),
     ):
         sub = verb(run, text, "optional")
         _add_model(sub)
@@ -258,10 +259,10 @@ def _generate(args: argparse.Namespace) -> None:
 
 
 def _score(args: argparse.Namespace) -> None:
-    from mindplm import cli_write, runtime
+    from mindplm import cli_score, runtime
 
     runtime.setup_log()
-    cli_write.score(args)
+    cli_score.score(args)
 
 
 def _chat(args: argparse.Namespace) -> None:

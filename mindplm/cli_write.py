@@ -1,4 +1,4 @@
-"""The verbs that write and score with a checkpoint: generate, score, chat."""
+"""The verbs that write with a checkpoint: generate and chat; what they share with score."""
 
 from __future__ import annotations
 
@@ -27,10 +27,14 @@ _BEAMS = {
     "num_best": "how many of the beams to return",
     "length_penalty": "exponent of the length in a beam's score",
 }
-_SWITCHES = {
+SWITCHES = {
     "per_blank": "max_new_tokens counts for each blank by itself",
     "strict": "refuse a '<' that opens no known tag instead of escaping it",
 }
+STATUS = (
+    "With --file a record that cannot be used does not stop the others: its error stands in its "
+    "place, all are counted, and the exit status is 2."
+)
 
 
 def add_generate(sub: argparse.ArgumentParser) -> None:
@@ -51,34 +55,37 @@ def add_generate(sub: argparse.ArgumentParser) -> None:
         "--examples", metavar="FILE.jsonl", help="records with answers that each prompt is shown"
     )
     _add_settings(sub, {**_SAMPLING, **_BEAMS})
+    add_adapter(sub)
     sub.add_argument("--seed", type=int, default=0, metavar="N", help="seed of sampling")
-    sub.add_argument("--batch-size", type=int, default=8, metavar="N", help="records at once")
+    sub.add_argument("--batch-size", type=count, default=8, metavar="N", help="records at once")
+    sub.epilog = STATUS
+
+
+def count(text: str) -> int:
+    """A whole number from 1 on."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}, expected a whole number from 1 on")
+    return int(text)
+
+
+def add_adapter(sub: argparse.ArgumentParser) -> None:
+    """The argument --adapter."""
+    sub.add_argument(
+        "--adapter", metavar="FOLDER", help="LoRA adapters to merge into the weights when loading"
+    )
 
 
 def add_chat(sub: argparse.ArgumentParser) -> None:
     """Arguments of `mindplm chat`, beside -m."""
+    add_adapter(sub)
     _add_settings(sub, _SAMPLING)
     sub.add_argument("--seed", type=int, default=0, metavar="N", help="seed of sampling")
-
-
-def add_score(sub: argparse.ArgumentParser) -> None:
-    """Arguments of `mindplm score`, beside -m."""
-    what = sub.add_mutually_exclusive_group(required=True)
-    what.add_argument("--record", metavar="JSON", help="a record with its answers")
-    what.add_argument("--file", metavar="IN.jsonl", help="one such record per line")
-    sub.add_argument(
-        "--choose",
-        action="store_true",
-        help='score each key under "options" as the answer, and name the best',
-    )
-    sub.add_argument("--strict", action="store_true", default=None, help=_SWITCHES["strict"])
-    sub.add_argument("--batch-size", type=int, default=8, metavar="N", help="records at once")
 
 
 def _add_settings(sub: argparse.ArgumentParser, numbers: dict[str, str]) -> None:
     for name, text in numbers.items():
         sub.add_argument("--" + name.replace("_", "-"), metavar="N", help=text)
-    for name, text in _SWITCHES.items():
+    for name, text in SWITCHES.items():
         flag = "--" + name.replace("_", "-")
         sub.add_argument(flag, action="store_true", default=None, help=text)
     sub.add_argument(
@@ -101,7 +108,7 @@ def settings_of(args: argparse.Namespace) -> tuple[GenerateConfig, RuntimeConfig
         tree.update({name: given[name] for name in ("generate", "runtime") if name in given})
     flags = [
         f"generate.{name}={value if isinstance(value, str) else json.dumps(value)}"
-        for name in (*_SAMPLING, *_BEAMS, *_SWITCHES, "stop")
+        for name in (*_SAMPLING, *_BEAMS, *SWITCHES, "stop")
         if (value := getattr(args, name, None)) is not None
     ]
     overrides = [*args.overrides, *flags]
@@ -129,6 +136,8 @@ def generate(args: argparse.Namespace) -> None:
     prompt: Any = None if args.file else one_prompt(args)
     if args.file:
         open(args.file, "rb").close()
+    if args.out:
+        _check_output(args.out)
     config, running, saved = settings_of(args)
     examples = read_records(args.examples) if args.examples else []
     if args.file:
@@ -138,7 +147,7 @@ def generate(args: argparse.Namespace) -> None:
 
     if args.stream and config.num_best > 1:
         raise ConfigError("--stream shows one answer, it needs generate.num_best=1")
-    model, tokenizer = writing.load(args.model, running)
+    model, tokenizer = writing.load(args.model, running, adapter=args.adapter)
     more = {"examples": examples, "seed": args.seed}
     if args.stream:
         _print_stream(writing.stream(model, tokenizer, prompt, config, **more), args, config)
@@ -154,29 +163,51 @@ def _job_settings(
     from mindplm.files import MANIFEST
     from mindplm.generate.jobs import Settings
 
-    digest = hashlib.sha256((saved.folder / MANIFEST).read_bytes()).hexdigest()
-    return Settings(config, args.seed, args.batch_size, examples, digest)
+    digest = hashlib.sha256((saved.folder / MANIFEST).read_bytes())
+    if args.adapter:
+        from mindplm import adapters
+
+        digest.update((adapters.read(args.adapter).folder / MANIFEST).read_bytes())
+    return Settings(config, args.seed, args.batch_size, examples, digest.hexdigest())
+
+
+def _check_output(path: str) -> None:
+    from pathlib import Path
+
+    from mindplm.generate.jobs import check_output
+
+    check_output(Path(path))
+
+
+def refuse(failed: int, total: int, where: str) -> None:
+    """Ends with an error if records could not be used."""
+    if failed:
+        raise DataError(f"{failed} of {total} records could not be used; see their errors {where}")
 
 
 def _generate_file(args: argparse.Namespace, settings: Settings, running: RuntimeConfig) -> None:
     from pathlib import Path
 
     from mindplm.generate import load
-    from mindplm.generate.jobs import FileJob
+    from mindplm.generate.jobs import FileJob, is_error
 
     job = FileJob(Path(args.file), Path(args.out) if args.out else None, settings)
-    model, tokenizer = load(args.model, running)
+    model, tokenizer = load(args.model, running, adapter=args.adapter)
     if args.out:
-        print(f"mindplm: {job.run(model, tokenizer)}; {args.out}", file=sys.stderr)
+        report = job.run(model, tokenizer)
+        print(f"mindplm: {report}; {args.out}", file=sys.stderr)
+        refuse(report.failed, report.total, f"in {args.out}")
         return
     # In order: what comes early waits for what stands before it.
     waiting: dict[int, Any] = {}
-    turn = 0
+    turn = failed = 0
     for number, result in job.results(model, tokenizer):
         waiting[number] = result
         while turn in waiting:
-            print(_line(waiting.pop(turn)), flush=True)
+            failed += is_error(waiting[turn])
+            print(line(waiting.pop(turn)), flush=True)
             turn += 1
+    refuse(failed, job.report.total, "in their places")
 
 
 def one_prompt(args: argparse.Namespace) -> Any:
@@ -200,16 +231,26 @@ def read_records(path: str) -> list[Any]:
     Raises:
         DataError: With the line that cannot be used.
     """
+    records = [value for _, value in read_lines(path)]
+    for value in records:
+        if isinstance(value, DataError):
+            raise value
+    return records
+
+
+def read_lines(path: str) -> list[tuple[str, Any]]:
+    """(file:line, value or what is wrong with it) of the lines that are not empty."""
     from mindplm.generate.jobs import parse_line
 
-    records = []
+    records: list[tuple[str, Any]] = []
     with open(path, "rb") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
+                place = f"{path}:{number}"
                 try:
-                    records.append(parse_line(line))
+                    records.append((place, parse_line(line)))
                 except DataError as error:
-                    raise DataError(f"{path}:{number}: {error}") from None
+                    records.append((place, DataError(f"{place}: {error}")))
     if not records:
         raise DataError(f"{path} is empty, expected one record per line")
     return records
@@ -217,17 +258,17 @@ def read_records(path: str) -> list[Any]:
 
 def print_results(results: list[Any], args: argparse.Namespace, config: GenerateConfig) -> None:
     """Prints or writes what was written for the one prompt of the command line."""
-    lines = [_line(result) for result in results]
+    lines = [line(result) for result in results]
     if args.out:
         from pathlib import Path
 
         from mindplm.files import replace_file
 
-        replace_file(Path(args.out), "".join(line + "\n" for line in lines).encode())
+        replace_file(Path(args.out), "".join(text + "\n" for text in lines).encode())
         return
-    for line, result in zip(lines, results):
+    for text, result in zip(lines, results):
         if args.input is None:
-            print(line)
+            print(text)
             continue
         from mindplm.text import unescape
 
@@ -241,7 +282,8 @@ def _shown_input(text: str, config: GenerateConfig) -> str:
     return unescape(text) if config.strict else text
 
 
-def _line(result: Any) -> str:
+def line(result: Any) -> str:
+    """A result as a line of JSON."""
     import json
 
     text = json.dumps(result, ensure_ascii=False)
@@ -268,41 +310,6 @@ def _print_stream(pieces: Any, args: argparse.Namespace, config: GenerateConfig)
     print()
 
 
-# --- score ----------------------------------------------------------------------------------------
-
-
-def score(args: argparse.Namespace) -> None:
-    """Runs `mindplm score`: a JSON line for each record, and the whole at the end."""
-    import json
-
-    records = [parse(args.record)] if args.file is None else read_records(args.file)
-    config, running, _ = settings_of(args)
-    from mindplm.generate import load
-    from mindplm.generate.scoring import Score, choose
-    from mindplm.generate.scoring import score as measure
-
-    model, tokenizer = load(args.model, running)
-    more = {"batch_size": args.batch_size, "strict": config.strict}
-    if args.choose:
-        for number, record in enumerate(records, start=1):
-            try:
-                choice = choose(model, tokenizer, record, **more)
-            except DataError as error:
-                raise DataError(f"record {number}: {error}") from None
-            nats = [round(found.nats, 6) for found in choice.scores]
-            line = {"best": choice.best, "answer": choice.answer, "nats": nats}
-            print(json.dumps(line, ensure_ascii=False), flush=True)
-        return
-    buckets, progress = config.buckets, len(records) > args.batch_size
-    scores = measure(model, tokenizer, records, buckets=buckets, progress=progress, **more)
-    for found in scores:
-        line = {"nats": round(found.nats, 6), "tokens": found.num_tokens}
-        print(json.dumps({**line, "perplexity": round(found.perplexity, 6)}))
-    if len(scores) > 1:
-        whole = Score(sum(s.nats for s in scores), sum(s.num_tokens for s in scores))
-        print(f"mindplm: {len(scores)} records, {whole}", file=sys.stderr)
-
-
 # --- chat -----------------------------------------------------------------------------------------
 
 
@@ -315,7 +322,7 @@ def chat(args: argparse.Namespace) -> None:
     from mindplm.generate.chat import Chat
     from mindplm.text import unescape
 
-    model, tokenizer = load(args.model, running)
+    model, tokenizer = load(args.model, running, adapter=args.adapter)
     dialogue = Chat(model, tokenizer, config, seed=args.seed)
     if sys.stdin.isatty():
         print("mindplm: /new forgets the dialogue, Ctrl-D ends it", file=sys.stderr)

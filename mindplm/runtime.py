@@ -12,6 +12,7 @@ import importlib
 import logging
 import os
 import sys
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Callable
@@ -239,6 +240,8 @@ def _set_threads(number: int) -> None:
 def _set_environment(config: RuntimeConfig) -> None:
     """Sets what MindSpore and its libraries read from the environment; a user's own value wins."""
     os.environ.setdefault("GLOG_v", "3")  # errors only
+    # Where a graph that cannot be compiled is written; otherwise rank_0/ in the current folder.
+    os.environ.setdefault("MS_OM_PATH", os.path.join(tempfile.gettempdir(), "mindplm-graphs"))
     cores = num_cores()
     if config.threads > cores:
         raise DeviceError(f"runtime.threads={config.threads}, expected at most {cores}, the cores")

@@ -228,10 +228,13 @@ def open_arrays(folder: Path, stem: str, *, widen: bool) -> dict[str, LazyArray]
         arrays = open_indexed(index, open_file)
     else:
         arrays = open_file(folder / f"{stem}.safetensors")
-    if widen:
-        wide = np.dtype("<f4")
-        arrays = {n: a.astype(wide) if is_bf16(a.dtype) else a for n, a in arrays.items()}
-    return arrays
+    return widened(arrays) if widen else arrays
+
+
+def widened(arrays: Mapping[str, LazyArray]) -> dict[str, LazyArray]:
+    """The arrays with bfloat16, which NumPy lacks, as fp32 of the same values."""
+    wide = np.dtype("<f4")
+    return {n: a.astype(wide) if is_bf16(a.dtype) else a for n, a in arrays.items()}
 
 
 def open_indexed(

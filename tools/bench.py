@@ -11,11 +11,11 @@ import json
 import sys
 from collections.abc import Sequence
 
-from benchmarks import machine, preprocess, tokenizer
+from benchmarks import generate, machine, preprocess, tokenizer
 
 from mindplm.errors import UserError
 
-VERBS = {"tokenizer": tokenizer, "preprocess": preprocess}
+VERBS = {"tokenizer": tokenizer, "preprocess": preprocess, "generate": generate}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

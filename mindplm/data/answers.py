@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mindplm.data.cpm_bee import ANSWER
-from mindplm.text import escape
+from mindplm.text import escape, unescape
 from mindplm.tokenizers.cpm_bee import CpmBeeTokenizer
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def answer(
 
 def piece(token: int, table: Mapping[int, str], tokenizer: CpmBeeTokenizer) -> str:
     """The text of a class, nothing doubled."""
-    return table[token] if token in table else tokenizer.id_to_token[token]
+    return unescape(table[token]) if token in table else tokenizer.id_to_token[token]
 
 
 def _overlap(text: str, word: str) -> int:

@@ -247,7 +247,7 @@ def _key_ids(tokenizer: CpmBeeTokenizer, key: str) -> list[int] | None:
 
 def _base(text: str, node: _Node, tokenizer: CpmBeeTokenizer) -> str:
     """The vocabulary entry that an indexed token is a numbered form of."""
-    if not (text.startswith("<") and text.endswith(">")):
+    if not (text.startswith("<") and text.endswith(">")) or text.startswith("<<"):
         return "<unk>"
     base = "<" + text[1:-1].split("_", 1)[0] + ">"
     if base not in tokenizer.token_to_id:

@@ -22,11 +22,16 @@ Prompt = Union[str, Mapping[str, Any]]
 """A record with empty texts below `<ans>`; a plain text stands for a record to be continued."""
 
 
-def load(folder: str | Path, settings: RuntimeConfig | None = None) -> tuple[Model, Any]:
+def load(
+    folder: str | Path,
+    settings: RuntimeConfig | None = None,
+    *,
+    adapter: str | Path | None = None,
+) -> tuple[Model, Any]:
     """Reads a checkpoint; see `mindplm.generate.model.load`."""
     from mindplm.generate import model
 
-    return model.load(folder, settings)
+    return model.load(folder, settings, adapter=adapter)
 
 
 def generate(

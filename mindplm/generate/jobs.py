@@ -160,6 +160,21 @@ class FileJob:
                 yield number, f"{self.source}:{line}", file.readline()
 
 
+def is_error(result: Any) -> bool:
+    """Whether a result is the error of a record that could not be used."""
+    return isinstance(result, dict) and set(result) == {"error"}
+
+
+def check_output(path: Path) -> None:
+    """Raises ConfigError for a file that cannot be written, before work is spent on it."""
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder; name a file for the output")
+    if not path.parent.is_dir():
+        raise ConfigError(f"{path}: there is no folder {path.parent} to write it in")
+    if not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
+        raise ConfigError(f"{path}: no permission to write it")
+
+
 def parse_line(line: bytes) -> Any:
     """A line's JSON value.
 
@@ -182,15 +197,14 @@ class _Side:
     def __init__(self, source: Path, out: Path, header: dict[str, Any]):
         if out.exists() and out.samefile(source):
             raise ConfigError(f"{out} is both input and output; name another output")
-        if out.is_dir():
-            raise ConfigError(f"{out} is a folder; name a file for the output")
         self.path = out.with_name(out.name + SIDE)
         self.done: dict[int, tuple[int, int]] = {}
         self._header = (json.dumps(header, sort_keys=True) + "\n").encode()
+        check_output(out)
         self._end = self._resume() if self.path.exists() else 0
-        self._file: BinaryIO = open(self.path, "r+b" if self._end else "wb")  # noqa: SIM115
 
     def __enter__(self) -> _Side:
+        self._file: BinaryIO = open(self.path, "r+b" if self._end else "wb")  # noqa: SIM115
         self._file.seek(self._end)
         self._file.truncate()
         if not self._end:
@@ -202,7 +216,7 @@ class _Side:
 
     def add(self, number: int, result: Any) -> None:
         """Keeps a result."""
-        failed = isinstance(result, dict) and set(result) == {"error"}
+        failed = is_error(result)
         text = json.dumps(result, ensure_ascii=False)
         try:
             data = text.encode()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mindplm import checkpoint, families, runtime
+from mindplm import adapters, checkpoint, families, runtime, tensors
 from mindplm.config import RuntimeConfig
 from mindplm.errors import CheckpointError
 from mindplm.generate.compiled import CompiledNetwork
@@ -24,24 +24,32 @@ class Model:
         config: The family's settings.
         network: The compiled calls; its graphs live as long as this object.
         scorer: The compiled pass of `mindplm.score`.
+        cell: What holds the weights.
     """
 
     family: str
     config: Any
     network: CompiledNetwork
     scorer: Any = None
+    cell: Any = None
 
     def __str__(self) -> str:
         count = families.family(self.family).part("num_parameters")(self.config)
         return f"{self.family}, {count:,} parameters"
 
 
-def load(folder: str | Path, settings: RuntimeConfig | None = None) -> tuple[Model, Any]:
-    """Reads a checkpoint.
+def load(
+    folder: str | Path,
+    settings: RuntimeConfig | None = None,
+    *,
+    adapter: str | Path | None = None,
+) -> tuple[Model, Any]:
+    """Reads a checkpoint, tensor by tensor.
 
     Args:
         folder: A checkpoint folder, or a run folder, which stands for its newest checkpoint.
         settings: Device, threads and type; None: the defaults.
+        adapter: An adapter folder; it is merged into the weights.
 
     Returns:
         (model, tokenizer).
@@ -53,6 +61,8 @@ def load(folder: str | Path, settings: RuntimeConfig | None = None) -> tuple[Mod
     runtime.setup(settings)
     saved = checkpoint.read(folder)
     family = families.family(saved.family)
+    if not saved.tokenizer_files:
+        raise CheckpointError(f"{saved.folder} holds no vocabulary")
     tokenizer = family.part("tokenizer").from_file(saved.folder / saved.tokenizer_files[0])
     config = saved.model()
     if tokenizer.vocab_size != config.vocab_size:
@@ -61,11 +71,17 @@ def load(folder: str | Path, settings: RuntimeConfig | None = None) -> tuple[Mod
             f"model.vocab_size is {config.vocab_size}"
         )
     cell = family.part("cell")(config, runtime.compute_dtype(settings.dtype))
-    load_model(cell, saved.weights(), str(saved.folder))
+    weights = saved.lazy_weights(widen=adapter is None)
+    if adapter is not None:
+        found = adapters.read(adapter)
+        if found.family != saved.family:
+            raise CheckpointError(f"{adapter} is of {found.family}, {folder} of {saved.family}")
+        weights = tensors.widened(adapters.merge(weights, found))
+    load_model(cell, weights, str(saved.folder))
     return from_cell(cell, config, saved.family), tokenizer
 
 
 def from_cell(cell: Any, config: Any, family: str = "cpm_bee") -> Model:
     """Wraps a network in memory; what it writes follows later changes of its weights."""
     network = CompiledNetwork(CpmBeePrefill(cell), CpmBeeStep(cell))
-    return Model(family, config, network, Scorer(cell))
+    return Model(family, config, network, Scorer(cell), cell)

@@ -139,20 +139,47 @@ def score(
     Raises:
         DataError: A record cannot be used; it is named by its number from 1.
     """
+    found = score_each(
+        model,
+        tokenizer,
+        records,
+        batch_size=batch_size,
+        strict=strict,
+        buckets=buckets,
+        progress=progress,
+    )
+    for number, item in enumerate(found, start=1):
+        if isinstance(item, DataError):
+            raise DataError(f"record {number}: {item}")
+    return [item for item in found if isinstance(item, Score)]
+
+
+def score_each(
+    model: Model,
+    tokenizer: Any,
+    records: Sequence[Any],
+    *,
+    batch_size: int = 8,
+    strict: bool = False,
+    buckets: Sequence[int] = GenerateConfig.buckets,
+    progress: bool = False,
+) -> list[Score | DataError]:
+    """Like `score`, but a record that cannot be used has its error in its place."""
     if isinstance(records, (str, Mapping)):
         raise DataError(f"expected a list of records, got one {type(records).__name__}")
     if batch_size < 1:
         raise ConfigError(f"batch_size={batch_size}, expected at least 1")
-    rows: list[Row] = []
-    for number, record in enumerate(records, start=1):
+    scores: list[Score | DataError] = [Score(0.0, 1)] * len(records)
+    rows, places = [], []
+    for place, record in enumerate(records):
         try:
             rows.append(_row(record, tokenizer, model, strict, buckets))
+            places.append(place)
         except DataError as error:
-            raise DataError(f"record {number}: {error}") from None
-    scores: list[Score] = [Score(0.0, 1)] * len(rows)
+            scores[place] = error
     done = _run(model.scorer, rows, tokenizer, batch_size, buckets)
     for i, found in tqdm(done, total=len(rows), desc="score", disable=not progress):
-        scores[i] = found
+        scores[places[i]] = found
     return scores
 
 

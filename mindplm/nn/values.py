@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import mindspore as ms
 import numpy as np
@@ -23,10 +24,11 @@ def to_arrays(parameters: Iterable[Parameter]) -> dict[str, np.ndarray]:
     return arrays
 
 
-def from_arrays(
-    parameters: Iterable[Parameter], arrays: Mapping[str, np.ndarray], source: str
-) -> None:
+def from_arrays(parameters: Iterable[Parameter], arrays: Mapping[str, Any], source: str) -> None:
     """Sets every parameter from the array of its name, cast to its own type.
+
+    Arrays that are read when they are used (anything with `shape` that NumPy can take) are in
+    memory one at a time.
 
     Raises:
         CheckpointError: Names or shapes differ; the first ones are listed.
@@ -51,6 +53,6 @@ def from_arrays(
             ops.assign(item, value)
 
 
-def load_model(model: nn.Cell, arrays: Mapping[str, np.ndarray], source: str) -> None:
+def load_model(model: nn.Cell, arrays: Mapping[str, Any], source: str) -> None:
     """`from_arrays` for all parameters of a model."""
     from_arrays(model.get_parameters(), arrays, source)

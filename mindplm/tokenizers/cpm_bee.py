@@ -164,7 +164,9 @@ class CpmBeeTokenizer:
             table: Fake ids given out before, for a text that belongs to the same record.
 
         Returns:
-            The ids and a new table: that of the argument and the fake ids met here.
+            The ids and a new table: that of the argument and the fake ids met here. A run that
+            holds `<` (which has an entry of its own in the published vocabulary, not in every one)
+            is in the table with `<<`, so that it is no tag.
 
         Raises:
             DataError: A tag is not closed, or another opens inside it.
@@ -188,11 +190,11 @@ class CpmBeeTokenizer:
             end = 0
             for pattern, left, right in self._find(part):
                 if left > end:
-                    ids.append(fake_id(part[end:left]))
+                    ids.append(fake_id(escape(part[end:left])))
                 ids.append(pattern_ids[pattern])
                 end = right
             if end < len(part):
-                ids.append(fake_id(part[end:]))
+                ids.append(fake_id(escape(part[end:])))
         return ids, table
 
     def decode(self, ids: Iterable[int], table: Mapping[int, str] | None = None) -> str:

@@ -8,12 +8,14 @@ import os
 import random
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Callable
 
 import pytest
 import tiny_run
+from conftest import ROOT
 from tiny_run import write_lines
 
 from mindplm import cli
@@ -379,8 +381,86 @@ def test_prompts(capsys: Any, made: Place) -> None:
     refused(capsys, [*generate, "--input", "z9" * 3000], "prompt 1 has ", "2048", "2047")
 
 
-def test_outputs_of_writing(capsys: Any, made: Place) -> None:
-    argv = ["generate", "-m", str(made.run_folder), "--input", "a", "--max-new-tokens", "1"]
+def test_outputs_of_writing(capsys: Any, made: Place, monkeypatch: Any) -> None:
+    """A bad place for the output is told before the model is read."""
+    monkeypatch.setattr("mindplm.generate.load", None)
+    argv = ["generate", "-m", str(made.run_folder), "--max-new-tokens", "1"]
+    lines = made.folder / "one.jsonl"
+    write_lines(lines, [{"input": "a", "<ans>": ""}])
     path = made.folder / "no" / "such" / "out.jsonl"
-    refused(capsys, [*argv, "--out", str(path)], f"{path}")
-    refused(capsys, [*argv, "--out", str(made.folder)], f"{made.folder}")
+    for what in (["--input", "a"], ["--file", str(lines)]):
+        refused(capsys, [*argv, *what, "--out", str(path)], f"{path}: there is no folder")
+        refused(capsys, [*argv, *what, "--out", str(made.folder)], f"{made.folder} is a folder")
+    assert not path.parent.exists()
+
+
+@pytest.mark.parametrize("size", ["0", "-1", "x", "1.5"])
+def test_batch_sizes(capsys: Any, size: str) -> None:
+    for argv in (["generate", "--input", "a"], ["score", "--record", "{}"]):
+        refused(capsys, [*argv, "-m", "x", "--batch-size", size], "--batch-size", f"'{size}'")
+
+
+def test_records_that_cannot_be_used_do_not_stop_the_others(capsys: Any, made: Place) -> None:
+    source, out = made.folder / "some.jsonl", made.folder / "some-out.jsonl"
+    good = {"input": "a", "<ans>": "b", "options": {"<option_0>": "x", "<option_1>": "y"}}
+    lines = [json.dumps(value) for value in (good, {"input": 3, "<ans>": "b"}, "text", good)]
+    source.write_text("\n".join([*lines, "", '{"input": ']))
+    model = ["-m", str(made.run_folder), "--file", str(source)]
+    generate = ["generate", *model, "--max-new-tokens", "2"]
+
+    def run(argv: list[str]) -> tuple[list[Any], str]:
+        capsys.readouterr()
+        assert cli.main(argv) == 2
+        text, error = capsys.readouterr()
+        assert "Traceback" not in error
+        return [json.loads(line) for line in text.splitlines()], error.splitlines()[-1]
+
+    shown, error = run(generate)
+    assert error == (
+        "mindplm: error: 2 of 5 records could not be used; see their errors in their places"
+    )
+    assert ["error" in line for line in shown] == [False, True, False, False, True]
+    assert shown[1]["error"].startswith(f"{source}:2: record.input is a number")
+    assert shown[4]["error"].startswith(f"{source}:6: not JSON")
+    assert shown[0] == shown[3]
+    error = run([*generate, "--out", str(out)])[1]
+    assert f"2 of 5 records could not be used; see their errors in {out}" in error
+    assert [json.loads(line) for line in out.read_text().splitlines()] == shown
+    source.write_text("\n".join([*lines, "", '{"input": ']))
+    for more, key in (([], "nats"), (["--choose"], "best")):
+        shown, error = run(["score", *model, *more])
+        assert "3 of 5 records could not be used" in error
+        kinds = ["error" if "error" in line else key if key in line else "?" for line in shown]
+        assert kinds == [key, "error", "error", key, "error"]
+        for place, line in zip((2, 3, 6), (shown[i] for i in (1, 2, 4))):
+            assert line["error"].startswith(f"{source}:{place}: ")
+    source.write_text(lines[0])
+    assert cli.main(generate) == 0
+
+
+def test_a_graph_that_cannot_be_compiled_leaves_nothing_behind(tmp_path: Path) -> None:
+    """The framework writes what it could not compile; not into the user's folder."""
+    code = """
+import mindplm.runtime
+from mindplm.config import RuntimeConfig
+mindplm.runtime.setup(RuntimeConfig(device="cpu"))
+import mindspore as ms
+
+class Bad(ms.nn.Cell):
+    def construct(self, x):
+        return x + [y for y in undefined_name]
+
+try:
+    Bad()(ms.Tensor(1.0))
+except Exception as error:
+    print("failed:", type(error).__name__)
+"""
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path / "temporary")}
+    (tmp_path / "temporary").mkdir()
+    here = tmp_path / "here"
+    here.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=here, env=env, capture_output=True, text=True
+    )
+    assert "failed:" in done.stdout, done.stderr
+    assert not list(here.iterdir())

@@ -11,7 +11,9 @@ from data_samples import small_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mindplm.data.answers import piece
 from mindplm.data.cpm_bee import RecordError, relations, to_arrays
+from mindplm.tokenizers.cpm_bee import CpmBeeTokenizer
 
 TOKENIZER = small_tokenizer()
 TEXTS = st.text(alphabet="abc明月XY。\n", max_size=8)
@@ -121,3 +123,17 @@ def test_errors_name_the_place_in_the_record(record, reason, words):
         to_arrays(record, TOKENIZER)
     assert caught.value.reason == reason
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("gone", ["<", ">", "<>", "<>x"])
+def test_an_escaped_text_is_no_tag_whatever_the_vocabulary_lacks(gone: str) -> None:
+    lines = [line for line in TOKENIZER.lines if line not in gone]
+    tokenizer = CpmBeeTokenizer(lines)
+    for text in ("<<x>", "a<<x>b", "<<mask>", "<<mask_0><mask_0>", "<<", "<<<<x>"):
+        sample = to_arrays({"input": text, "<ans>": text}, tokenizer)
+        tags = text.count("<mask_0>") - text.count("<<mask_0>")
+        assert (sample.ids == tokenizer.mask_id).sum() == 2 * tags
+        ids, table = tokenizer.encode(text)
+        assert tokenizer.decode(ids, table) == text
+        for token, shown in table.items():
+            assert piece(token, table, tokenizer) == shown.replace("<<", "<")

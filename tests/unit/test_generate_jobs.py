@@ -145,8 +145,9 @@ def test_places_that_cannot_be_used_are_refused(source: Path, tmp_path: Path) ->
         run(source, source)
     with pytest.raises(ConfigError, match="is a folder"):
         run(source, tmp_path)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(ConfigError, match="there is no folder .*none to write it in"):
         run(source, tmp_path / "none" / "out.jsonl")
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
     empty = tmp_path / "empty.jsonl"
     empty.write_text("\n \n")
     with pytest.raises(DataError, match="is empty"):

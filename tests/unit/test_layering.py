@@ -44,6 +44,7 @@ ALIASES = {
     "adapters": "checkpoint",
     "text": "tokenizers",
     "cli_write": "cli",
+    "cli_score": "cli",
     "cli_convert": "cli",
 }
 # Importing these, and so all that they import, must not load MindSpore.

@@ -176,7 +176,7 @@ def test_file_round_trip_keeps_every_byte(tmp_path):
 
 def test_empty_lines_are_skipped_and_last_line_feed_is_optional(tmp_path):
     path = tmp_path / "v.txt"
-    path.write_text("\n".join([*LINES[:12], "", *LINES[12:]]), encoding="utf-8", newline="\n")
+    path.write_bytes("\n".join([*LINES[:12], "", *LINES[12:]]).encode())
     assert CpmBeeTokenizer.from_file(path).lines == LINES
 
 

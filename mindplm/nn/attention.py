@@ -26,8 +26,43 @@ class Attend(nn.Cell):
         return self.mix(self.softmax(logits_bhts).astype(v_bhsk.dtype), v_bhsk)
 
 
+class Heads(nn.Cell):
+    """Attention between the projections: heads taken apart, `Attend`, heads joined; no weights.
+
+    The number of heads is that of the arguments, so a device may hold a part of them.
+
+    Args:
+        head_dim: Width of a head.
+        out_scale: Constant on the output.
+    """
+
+    def __init__(self, head_dim: int, out_scale: float):
+        super().__init__()
+        self.attend = Attend()
+        self.head_dim, self.query_scale, self.out_scale = head_dim, head_dim**-0.5, out_scale
+
+    def split(self, x_bti, batch: int, num: int):
+        """[B, T, H * K] or [B * T, H * K] to [B, H, T, K]."""
+        return x_bti.reshape((batch, num, -1, self.head_dim)).transpose((0, 2, 1, 3))
+
+    def join(self, x_bhtk, row_bt1):
+        """[B, H, T, K] to [B, T, H * K], scaled; zero where row_bt1 is."""
+        batch, _, num, _ = x_bhtk.shape
+        x_bti = x_bhtk.transpose((0, 2, 1, 3)).reshape((batch, num, -1))
+        return x_bti * (row_bt1 * self.out_scale)
+
+    def construct(self, q_bti, k_bti, v_bti, bias_bhts, row_bt1):
+        """Joined heads, of the shape of q_bti; rows of one axis take theirs from row_bt1."""
+        size = q_bti.shape if q_bti.ndim == 3 else row_bt1.shape
+        q_bhtk = self.split(q_bti * self.query_scale, size[0], size[1])
+        k_bhsk = self.split(k_bti, size[0], size[1])
+        v_bhsk = self.split(v_bti, size[0], size[1])
+        out_bhtk = self.attend(q_bhtk, k_bhsk, v_bhsk, bias_bhts)
+        return self.join(out_bhtk, row_bt1).reshape(q_bti.shape)
+
+
 class Attention(nn.Cell):
-    """Query, key, value and output projections around `Attend`.
+    """Query, key, value and output projections around `Heads`.
 
     Args:
         hidden_size: Width of the residual stream.
@@ -49,35 +84,31 @@ class Attention(nn.Cell):
         self.k = Linear(hidden_size, inner, bias=bias, std=std, dtype=dtype)
         self.v = Linear(hidden_size, inner, bias=bias, std=std, dtype=dtype)
         self.o = Linear(inner, hidden_size, bias=bias, std=out_std, dtype=dtype)
-        self.attend = Attend()
-        self.query_scale, self.out_scale = head_dim**-0.5, out_scale
-        self.num_heads, self.head_dim = num_heads, head_dim
+        self.heads = Heads(head_dim, out_scale)
 
     def query(self, x_btd):
         """Scaled queries [B, H, T, K]."""
-        return self.split(self.q(x_btd) * self.query_scale)
+        return self.split(self.q(x_btd) * self.heads.query_scale)
+
+    def attend(self, q_bhtk, k_bhsk, v_bhsk, bias_bhts):
+        """Attention of heads that are apart."""
+        return self.heads.attend(q_bhtk, k_bhsk, v_bhsk, bias_bhts)
 
     def output(self, out_bhtk, row_bt1):
         """Joins the heads and projects them; row_bt1 is 1, or 0 where the output must be zero."""
-        return self.o(self.join(out_bhtk) * (row_bt1 * self.out_scale))
+        return self.o(self.heads.join(out_bhtk, row_bt1))
 
     def split(self, x_btd):
         """[B, T, H * K] to [B, H, T, K]."""
-        shape = (x_btd.shape[0], x_btd.shape[1], self.num_heads, self.head_dim)
-        return x_btd.reshape(shape).transpose((0, 2, 1, 3))
-
-    def join(self, x_bhtk):
-        """[B, H, T, K] to [B, T, H * K]."""
-        batch, _, num, _ = x_bhtk.shape
-        return x_bhtk.transpose((0, 2, 1, 3)).reshape((batch, num, self.num_heads * self.head_dim))
+        return self.heads.split(x_btd, x_btd.shape[0], x_btd.shape[1])
 
     def construct(self, x_btd, bias_bhts, row_bt1):
         """Self-attention over one whole row set.
 
         Args:
-            x_btd: Normed input.
+            x_btd: Normed input, [B, T, D] or [B * T, D].
             bias_bhts: fp32 additive bias with the mask in it.
             row_bt1: 1 for rows that see anything, 0 for rows whose output must be zero.
         """
-        k_bhsk, v_bhsk = self.split(self.k(x_btd)), self.split(self.v(x_btd))
-        return self.output(self.attend(self.query(x_btd), k_bhsk, v_bhsk, bias_bhts), row_bt1)
+        q_bti, k_bti, v_bti = self.q(x_btd), self.k(x_btd), self.v(x_btd)
+        return self.o(self.heads(q_bti, k_bti, v_bti, bias_bhts, row_bt1))

@@ -11,6 +11,17 @@ from mindplm.nn.feed_forward import FeedForward
 from mindplm.nn.layers import LayerNorm
 
 
+class Merge(nn.Cell):
+    """(x + y) * keep."""
+
+    def __init__(self, keep: float):
+        super().__init__()
+        self.keep = keep
+
+    def construct(self, x, y):
+        return (x + y) * self.keep
+
+
 class Block(nn.Cell):
     """x -> (x + part(norm(x))) * keep for attention, then for feed-forward.
 
@@ -35,6 +46,7 @@ class Block(nn.Cell):
         self.ffn_norm: Any = ffn_norm
         self.ffn: Any = ffn
         self.has_attn, self.has_ffn = attn is not None, ffn is not None
+        self.merge_attn, self.merge_ffn = Merge(keep), Merge(keep)
         self.keep = keep
 
     def seen(self, x_btd):
@@ -43,7 +55,7 @@ class Block(nn.Cell):
 
     def joined(self, x_btd, out_btd):
         """The stream after the attention has given its output."""
-        return (x_btd + out_btd) * self.keep
+        return self.merge_attn(x_btd, out_btd)
 
     def attend(self, x_btd, bias_bhts, row_bt1):
         """The attention half over whole rows."""
@@ -54,7 +66,7 @@ class Block(nn.Cell):
     def feed(self, x_btd):
         """The feed-forward half."""
         if self.has_ffn:
-            return (x_btd + self.ffn(self.ffn_norm(x_btd))) * self.keep
+            return self.merge_ffn(x_btd, self.ffn(self.ffn_norm(x_btd)))
         return x_btd
 
     def construct(self, x_btd, bias_bhts, row_bt1):

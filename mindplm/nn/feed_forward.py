@@ -8,6 +8,17 @@ from mindplm.nn.kernels import gelu
 from mindplm.nn.layers import Linear
 
 
+class Gate(nn.Cell):
+    """gelu(gate) * up * scale."""
+
+    def __init__(self, scale: float):
+        super().__init__()
+        self.scale = scale
+
+    def construct(self, gate, up):
+        return gelu(gate, self.scale) * up
+
+
 class GatedFeedForward(nn.Cell):
     """down(gelu(gate(x)) * up(x)) * out_scale.
 
@@ -19,10 +30,10 @@ class GatedFeedForward(nn.Cell):
         self.gate = Linear(hidden_size, ffn_size, std=std, dtype=dtype)
         self.up = Linear(hidden_size, ffn_size, std=std, dtype=dtype)
         self.down = Linear(ffn_size, hidden_size, std=out_std, dtype=dtype)
-        self.out_scale = out_scale
+        self.act = Gate(out_scale)
 
     def construct(self, x_btd):
-        return self.down(gelu(self.gate(x_btd), self.out_scale) * self.up(x_btd))
+        return self.down(self.act(self.gate(x_btd), self.up(x_btd)))
 
 
 class FeedForward(nn.Cell):

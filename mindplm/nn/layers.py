@@ -84,20 +84,22 @@ class RMSNorm(nn.Cell):
     def __init__(self, width: int, eps: float, *, scale: float = 1.0, dtype):
         super().__init__()
         self.weight = parameter((width,), dtype, None)
-        self.norm = _Normalise(width, eps)
-        self.scale = scale
+        self.norm = _Normalise(width, eps, scale)
 
     def construct(self, x):
-        weight = self.weight if self.scale == 1.0 else self.weight * self.scale
-        return self.norm(x, weight)
+        return self.norm(x, self.weight)
 
 
 class _Normalise(nn.Cell):
-    """x / rms(x) * weight; keeps 1 / rms(x) for its gradient."""
+    """x / rms(x) * weight * scale; makes 1 / rms(x) anew for its gradient."""
 
-    def __init__(self, width: int, eps: float):
+    def __init__(self, width: int, eps: float, scale: float):
         super().__init__()
-        self.width, self.eps = width, eps
+        self.width, self.eps, self.scale = width, eps, scale
+
+    def scaled(self, weight_d):
+        """The weight, or its gradient, with the scale."""
+        return weight_d if self.scale == 1.0 else weight_d * self.scale
 
     def inverse(self, x_nd):
         """1 / rms of rows, fp32 [N, 1]."""
@@ -105,7 +107,7 @@ class _Normalise(nn.Cell):
 
     def construct(self, x, weight_d):
         x_nd = x.reshape((-1, self.width)).astype(ms.float32)
-        y_nd = (x_nd * self.inverse(x_nd)).astype(x.dtype) * weight_d
+        y_nd = (x_nd * self.inverse(x_nd)).astype(x.dtype) * self.scaled(weight_d)
         return y_nd.reshape(x.shape)
 
     def bprop(self, x, weight_d, out, grad):
@@ -115,11 +117,11 @@ class _Normalise(nn.Cell):
         normed_nd = x_nd * inverse_n1
         product_nd = grad_nd * normed_nd
         d_weight = column_sum(product_nd)
-        weighted_d = weight_d.astype(ms.float32)
+        weighted_d = self.scaled(weight_d).astype(ms.float32)
         mean_n1 = ops.MatMul()(product_nd, weighted_d.reshape((self.width, 1)))
         inner = grad_nd * weighted_d - normed_nd * (mean_n1 * (1.0 / self.width))
         d_x = (inner * inverse_n1).astype(x.dtype).reshape(x.shape)
-        return d_x, d_weight.astype(weight_d.dtype)
+        return d_x, self.scaled(d_weight.astype(weight_d.dtype))
 
 
 class LayerNorm(nn.Cell):

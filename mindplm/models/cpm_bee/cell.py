@@ -26,12 +26,11 @@ SUB_SCALE = 16.0
 OTHER_SAMPLE = 1
 
 
-class SubEmbedding(nn.Cell):
-    """Embedding of (id, sub) pairs: W[id] / sqrt(D), rotated by 16 * sub over the whole width."""
+class Rotate(nn.Cell):
+    """Rows of the table divided by sqrt(D) and rotated by 16 * sub over the whole width."""
 
-    def __init__(self, vocab_size: int, hidden_size: int, *, std: float, dtype):
+    def __init__(self, hidden_size: int, dtype):
         super().__init__()
-        self.weight = parameter((vocab_size, hidden_size), dtype, std)
         self.root = hidden_size**-0.5
         frequencies = rotary_frequencies(hidden_size)
         if dtype != ms.float32:
@@ -40,21 +39,43 @@ class SubEmbedding(nn.Cell):
         self.frequencies = Tensor(frequencies)
         self.half = hidden_size // 2
 
-    def construct(self, ids, subs):
-        e = ops.gather(self.weight, ids, 0) * self.root
+    def construct(self, rows, subs):
+        e = rows * self.root
         angle = (subs.astype(ms.float32) * SUB_SCALE).expand_dims(-1) * self.frequencies
         cos, sin = ops.cos(angle).astype(e.dtype), ops.sin(angle).astype(e.dtype)
         low, high = e[..., : self.half], e[..., self.half :]
         return ops.concat((low * cos - high * sin, high * cos + low * sin), -1)
 
 
-class TreeBias(nn.Cell):
-    """Position bias by distance inside a segment and by the path in the tree between segments."""
+class SubRows(nn.Cell):
+    """Embeddings of (id, sub) pairs from a table."""
 
-    def __init__(self, config: CpmBeeConfig, *, std: float, dtype):
+    def __init__(self, hidden_size: int, dtype):
         super().__init__()
-        rows = config.num_distance_buckets + config.num_segment_buckets
-        self.weight = parameter((rows, config.num_heads), dtype, std)
+        self.gather = ops.Gather()
+        self.rotate = Rotate(hidden_size, dtype)
+
+    def construct(self, table_vd, ids, subs):
+        return self.rotate(self.gather(table_vd, ids, 0), subs)
+
+
+class SubEmbedding(nn.Cell):
+    """The table of the vocabulary and the embeddings of (id, sub) pairs from it."""
+
+    def __init__(self, num_rows: int, hidden_size: int, *, std: float, dtype):
+        super().__init__()
+        self.weight = parameter((num_rows, hidden_size), dtype, std)
+        self.rows = SubRows(hidden_size, dtype)
+
+    def construct(self, ids, subs):
+        return self.rows(self.weight, ids, subs)
+
+
+class TreeIndex(nn.Cell):
+    """Rows of the bias table, by distance inside a segment and by the way between segments."""
+
+    def __init__(self, config: CpmBeeConfig):
+        super().__init__()
         self.buckets = Tensor(distance_buckets(config.num_distance_buckets, config.max_distance))
         self.max_distance = config.max_distance
         self.other = config.num_distance_buckets - 1 + OTHER_SAMPLE
@@ -68,7 +89,7 @@ class TreeBias(nn.Cell):
         flat = ops.gather_d(segment_rel_br, 1, place.reshape((batch, num * keys)))
         return flat.reshape((batch, num, keys))
 
-    def index(self, query, key, segment_rel_br):
+    def construct(self, query, key, segment_rel_br):
         """Row of the bias table for each pair of positions, int32 [B, T, S].
 
         Args:
@@ -88,26 +109,93 @@ class TreeBias(nn.Cell):
         inside = ops.where(relation == 0, bucket, relation + self.first)
         return ops.where(same_bts, inside, ops.full_like(inside, self.other))
 
+
+def bias_rows(table_rh, index_bts):
+    """Bias [B, H, T, S] in the table's type."""
+    return ops.gather(table_rh.swapaxes(0, 1), index_bts, 1).transpose((1, 0, 2, 3))
+
+
+class TreeBias(nn.Cell):
+    """The table of position biases and what is looked up in it."""
+
+    def __init__(self, config: CpmBeeConfig, *, std: float, dtype):
+        super().__init__()
+        rows = config.num_distance_buckets + config.num_segment_buckets
+        self.weight = parameter((rows, config.num_heads), dtype, std)
+        self.index = TreeIndex(config)
+
     def construct(self, index_bts):
         """Bias [B, H, T, S] in the table's type."""
-        table_hr = self.weight.swapaxes(0, 1)
-        return ops.gather(table_hr, index_bts, 1).transpose((1, 0, 2, 3))
+        return bias_rows(self.weight, index_bts)
+
+
+class Geometry(nn.Cell):
+    """What packed rows say about pairs of positions; integers only."""
+
+    def __init__(self, config: CpmBeeConfig, dtype):
+        super().__init__()
+        self.index, self.dtype = TreeIndex(config), dtype
+
+    def construct(self, context, samples, segments, spans, counts, offsets, length, segment_rel):
+        """(rows of the bias table, mask) [B, T, T], and 1 or 0 for real and empty positions."""
+        order = ops.arange(samples.shape[1]).astype(ms.int32)
+        positions = order.expand_dims(0)
+        query = (positions, segments, counts, offsets, samples, spans)
+        index = self.index(query, (positions, segments, samples, spans), segment_rel)
+        mask = packed_mask(context != 0, samples, spans, length)
+        row = (order.expand_dims(0) < length.expand_dims(1)).astype(self.dtype)
+        return index, mask, row.expand_dims(2)
+
+
+class MaskedBias(nn.Cell):
+    """Bias with the mask in it, fp32 [B, H, T, T]."""
+
+    def construct(self, table_rh, index_btt, mask_btt):
+        return masked(bias_rows(table_rh, index_btt), mask_btt.expand_dims(1))
+
+
+class Frame(nn.Cell):
+    """Bias and empty positions of packed rows; each pipeline stage makes its own."""
+
+    def __init__(self, config: CpmBeeConfig, dtype):
+        super().__init__()
+        self.geometry, self.bias = Geometry(config, dtype), MaskedBias()
+
+    def construct(self, table_rh, *columns):
+        index, mask, row = self.geometry(*columns)
+        return self.bias(table_rh, index, mask), row
 
 
 class CpmBee(nn.Cell):
     """The CPM-Bee encoder.
 
+    Args:
+        config: Sizes.
+        dtype: Type of weights and activations.
+        vocab_rows: Rows of the embedding, at least the vocabulary; 0: as many.
+        stages: Pipeline stage of each block, ascending; (): all in one.
+
     Source: OpenBMB CPM-Bee, as described in its public release.
     """
 
-    def __init__(self, config: CpmBeeConfig, dtype=ms.float32):
+    def __init__(
+        self,
+        config: CpmBeeConfig,
+        dtype=ms.float32,
+        *,
+        vocab_rows: int = 0,
+        stages: tuple[int, ...] = (),
+    ):
         super().__init__()
         if config.dropout:
             raise ConfigError(f"model.dropout={config.dropout}: only 0 is implemented for cpm_bee")
         self.config = config
         hidden, std = config.hidden_size, 1.0
-        self.embed = SubEmbedding(config.vocab_size, hidden, std=config.init_std, dtype=dtype)
+        rows = vocab_rows or config.vocab_size
+        self.embed = SubEmbedding(rows, hidden, std=config.init_std, dtype=dtype)
         self.position_bias = TreeBias(config, std=std, dtype=dtype)
+        self.stages = stages or (0,) * config.num_layers
+        self.frames = nn.CellList([Frame(config, dtype) for _ in range(max(self.stages) + 1)])
         self.blocks = nn.CellList([self.block(config, i, dtype) for i in range(config.num_layers)])
         self.final_norm = RMSNorm(hidden, config.eps, dtype=dtype)
         self.root = hidden**-0.5
@@ -135,14 +223,20 @@ class CpmBee(nn.Cell):
 
     def bias(self, columns):
         """Bias with the mask in it, fp32 [B, H, T, T], and 1 or 0 for real and empty positions."""
-        _, _, context, samples, segments, spans, counts, offsets, length, segment_rel = columns
-        order = ops.arange(samples.shape[1]).astype(ms.int32)
-        positions = order.expand_dims(0)
-        query = (positions, segments, counts, offsets, samples, spans)
-        index = self.position_bias.index(query, (positions, segments, samples, spans), segment_rel)
-        mask = packed_mask(context != 0, samples, spans, length)
-        row = (order.expand_dims(0) < length.expand_dims(1)).astype(self.dtype)
-        return masked(self.position_bias(index), mask.expand_dims(1)), row.expand_dims(2)
+        return self.frames[0](self.position_bias.weight, *columns[2:])
+
+    def encode(self, columns):
+        """`construct` with rows and positions in one axis, [B * T, D]."""
+        ids = columns[0]
+        x = self.embed(ids, columns[1]).reshape((ids.shape[0] * ids.shape[1], -1))
+        bias, row = self.frames[0](self.position_bias.weight, *columns[2:])
+        stage = 0
+        for i in range(len(self.blocks)):
+            if self.stages[i] != stage:
+                stage = self.stages[i]
+                bias, row = self.frames[stage](self.position_bias.weight, *columns[2:])
+            x = self.blocks[i](x, bias, row)
+        return self.final_norm(x)
 
     def construct(self, *columns):
         """Hidden states [B, T, D] after the final norm, of packed rows.
@@ -151,11 +245,8 @@ class CpmBee(nn.Cell):
             columns: ids, subs, context, sample_ids, segment_ids, spans, num_segments, rel_offset
                 int32 [B, T], length int32 [B], segment_rel int32 [B, R].
         """
-        bias, row = self.bias(columns)
-        x = self.embed(columns[0], columns[1])
-        for block in self.blocks:
-            x = block(x, bias, row)
-        return self.final_norm(x)
+        batch, num = columns[0].shape
+        return self.encode(columns).reshape((batch, num, -1))
 
     def project(self, hidden_nd, ext_ids, ext_sub, num_ext):
         """Scores of all classes, [N, V + E]; classes beyond num_ext cannot win."""

@@ -47,7 +47,6 @@ class Block(nn.Cell):
         self.ffn: Any = ffn
         self.has_attn, self.has_ffn = attn is not None, ffn is not None
         self.merge_attn, self.merge_ffn = Merge(keep), Merge(keep)
-        self.keep = keep
 
     def seen(self, x_btd):
         """What the attention works on."""

@@ -33,10 +33,6 @@ class Family:
     """config -> name -> shape."""
     rules_ref: str
     """config -> weight rules of the original's checkpoints."""
-    lora_rules_ref: str
-    """flavour -> weight rules of the original's LoRA files."""
-    lora_gain_ref: str
-    """Input width of a projection -> factor on an adapter's branch, see `nn.lora.add_lora`."""
     from_original_ref: str
     """The original's config dict -> config."""
     to_original_ref: str
@@ -51,10 +47,27 @@ class Family:
     """The tokenizer class."""
     rows_ref: str
     """The `RowKind`: how documents become rows, and rows batches."""
+    lora_rules_ref: str = ""
+    """flavour -> weight rules of the original's LoRA files."""
+    lora_gain_ref: str = ""
+    """Input width of a projection -> factor on an adapter's branch, see `nn.lora.add_lora`."""
+    layout_ref: str = ""
+    """(tokenizer, config) -> `generate.layout.Layout`, for families that write."""
+    decode_ref: str = ""
+    """network -> the two cells of writing, see `generate.compiled.CompiledNetwork`."""
+    scorer_ref: str = ""
+    """network -> what `generate.scoring` measures with."""
 
     def part(self, name: str) -> Any:
-        """Loads one part: part("cell") is what cell_ref names."""
-        module, _, attribute = getattr(self, name + "_ref").partition(":")
+        """Loads one part: part("cell") is what cell_ref names.
+
+        Raises:
+            ConfigError: The family has none.
+        """
+        reference = getattr(self, name + "_ref")
+        if not reference:
+            raise ConfigError(f"this family has no {name}: {self.title}")
+        module, _, attribute = reference.partition(":")
         return getattr(importlib.import_module(module), attribute)
 
     @property
@@ -87,6 +100,9 @@ FAMILIES: dict[str, Family] = {
         shared_columns_ref=_BEE + "SHARED_COLUMNS",
         tokenizer_ref="mindplm.tokenizers.cpm_bee:CpmBeeTokenizer",
         rows_ref="mindplm.data.bee_rows:ROWS",
+        layout_ref="mindplm.generate.bee_layout:BeeLayout",
+        decode_ref="mindplm.models.cpm_bee.decode:writing_cells",
+        scorer_ref="mindplm.generate.scoring:Scorer",
     ),
 }
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mindplm.data.answers import answer as answer
 from mindplm.data.answers import answers as answers
 from mindplm.data.answers import write_back as write_back
 from mindplm.data.cpm_bee import ANSWER, Sample, to_arrays

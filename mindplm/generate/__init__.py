@@ -12,6 +12,7 @@ from mindplm.config import GenerateConfig, RuntimeConfig
 from mindplm.data import prompts as prompting
 from mindplm.errors import DataError
 from mindplm.generate.engine import Engine, Written
+from mindplm.generate.layout import Layout
 from mindplm.generate.policies import most_tokens, policy_maker, seeds_of, with_changes
 from mindplm.generate.streaming import Piece, pieces
 
@@ -91,16 +92,12 @@ def stream(
     seed. Bad prompts and settings are refused here, before the first piece is asked for.
     """
     config = with_changes(settings, changes)
-    ready = prompting.prepare(
-        prompting.as_record(prompt),
-        tokenizer,
-        model.config.max_depth,
-        strict=config.strict,
-        examples=examples,
-    )
-    engine = Engine(model.network, tokenizer, buckets=config.buckets, batch_size=1)
-    engine.check(ready)
-    return pieces(engine, ready, tokenizer, config, seeds_of(seed, 1)[0])
+    layout = model.layout(tokenizer)
+    record = prompting.as_record(prompt)
+    ready = layout.prepare(record, strict=config.strict, examples=examples)
+    engine = Engine(model.network, layout, buckets=config.buckets, batch_size=1)
+    engine.check(ready, most_tokens(config, [ready]))
+    return pieces(engine, ready, layout, config, seeds_of(seed, 1)[0])
 
 
 def write(
@@ -117,22 +114,15 @@ def write(
     """`generate` with its settings as a config, and a progress bar if wished."""
     if isinstance(prompts, (str, Mapping)):
         raise DataError(f"expected a list of prompts, got one {type(prompts).__name__}")
+    layout = model.layout(tokenizer)
     records, ready = [], []
     for number, prompt in enumerate(prompts, start=1):
         try:
             records.append(prompting.as_record(prompt))
-            ready.append(
-                prompting.prepare(
-                    records[-1],
-                    tokenizer,
-                    model.config.max_depth,
-                    strict=config.strict,
-                    examples=examples,
-                )
-            )
+            ready.append(layout.prepare(records[-1], strict=config.strict, examples=examples))
         except DataError as error:
             raise DataError(f"prompt {number}: {error}") from None
-    engine = Engine(model.network, tokenizer, buckets=config.buckets, batch_size=batch_size)
+    engine = Engine(model.network, layout, buckets=config.buckets, batch_size=batch_size)
     done = engine.run(
         ready,
         policy_maker(config, seeds_of(seed, len(records))),
@@ -142,20 +132,20 @@ def write(
     filled: list[Any] = [{}] * len(records)
     bar = tqdm(done, total=len(records), desc="generate", unit="prompt", disable=not progress)
     for i, written in bar:
-        filled[i] = fill(records[i], ready[i], written, tokenizer, config)
+        filled[i] = fill(records[i], ready[i], written, layout, config)
     return filled
 
 
 def fill(
     record: Mapping[str, Any],
-    prompt: prompting.Prompt,
+    prompt: Any,
     written: Written,
-    tokenizer: Any,
+    layout: Layout,
     config: GenerateConfig,
 ) -> Any:
     """What is returned for a record: a filled copy, or with num_best above 1 a list of them."""
     copies = []
     for pairs in written.ranked[: config.num_best] if config.num_best > 1 else [written.pairs]:
-        texts = prompting.answers(pairs, prompt, written.table, tokenizer, config.stop)
+        texts = layout.answers(pairs, prompt, written.table, config.stop)
         copies.append(prompting.write_back(record, prompt, texts))
     return copies if config.num_best > 1 else copies[0]

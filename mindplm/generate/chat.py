@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from mindplm.config import GenerateConfig
-from mindplm.data import prompts as prompting
 from mindplm.data.cpm_bee import ANSWER
 from mindplm.errors import DataError
 from mindplm.generate.engine import Engine
+from mindplm.generate.layout import Prompt
 from mindplm.generate.policies import seeds_of, stream_of, with_changes
 from mindplm.generate.streaming import Piece, pieces
 from mindplm.text import SPEAKERS, escape_lenient
@@ -52,10 +52,11 @@ class Chat:
     ):
         config = with_changes(settings, changes)
         self._config = with_changes(config, {"stop": (*config.stop, *STOP), "strict": False})
-        self._model, self._tokenizer = model, tokenizer
+        self._tokenizer = tokenizer
         seeds_of(seed, 1)
         self._seed = seed
-        self._engine = Engine(model.network, tokenizer, buckets=self._config.buckets, batch_size=1)
+        self._form = model.layout(tokenizer)
+        self._engine = Engine(model.network, self._form, buckets=self._config.buckets, batch_size=1)
         self._window = self._config.buckets[-1] - 1
         self.turns: list[tuple[str, str]] = []
         self.dropped = 0
@@ -72,7 +73,7 @@ class Chat:
         number = len(self.turns)
         answer: list[str] = []
         random_stream = stream_of(self._seed, number)
-        written = pieces(self._engine, prompt, self._tokenizer, self._config, random_stream)
+        written = pieces(self._engine, prompt, self._form, self._config, random_stream)
         for piece in written:
             # The form puts a space before the answer.
             shown = piece if answer else Piece(piece.lstrip(" "), piece.path)
@@ -86,15 +87,11 @@ class Chat:
         self.turns.clear()
         self.dropped = 0
 
-    def _prompt(self, text: str) -> prompting.Prompt:
+    def _prompt(self, text: str) -> Prompt:
         """The dialogue with a new turn; drops old turns until it fits."""
         while True:
-            prompt = prompting.prepare(
-                {"input": self._layout(text), ANSWER: ""},
-                self._tokenizer,
-                self._model.config.max_depth,
-                strict=False,
-            )
+            record = {"input": self._layout(text), ANSWER: ""}
+            prompt = self._form.prepare(record, strict=False, examples=())
             if len(prompt) <= self._window:
                 return prompt
             if self.dropped == len(self.turns):

@@ -13,19 +13,12 @@ from typing import Any, Callable, NamedTuple, Protocol
 
 import numpy as np
 
-from mindplm.data import prompts as prompting
-from mindplm.data.answers import piece
-from mindplm.data.prompts import Prompt, PromptBatch
 from mindplm.errors import ConfigError, DataError
+from mindplm.generate.layout import Layout, Prompt
 from mindplm.generate.rows import Feed, Pairs, Plan, Policy
-from mindplm.tokenizers.cpm_bee import CpmBeeTokenizer
 
 DEFAULT_BUCKETS = (32, 64, 128, 256, 512, 1024, 2048)
 _NEW_TOKENS_STEP = 64
-# Entries that only the records' frame is made of; no answer that was trained on holds one.
-_UNWRITTEN = ("<pad>", "<mask>", "<s>", "<root>", "<ans>", "<option>", "<eod>")
-_REL_ROOM = 1024
-_EXT_ROOM = 32
 
 
 class Network(Protocol):
@@ -40,12 +33,12 @@ class Network(Protocol):
         """Reads prompts.
 
         Args:
-            columns: The arrays of `mindplm.data.prompts.COLUMNS`.
+            columns: The columns of a batch.
             rows: [R], the prompt that each row of the cache is for.
             room: [cache length], of any content.
 
         Returns:
-            Logits of the last column [B, classes], caches [R, H, cache length, K].
+            Logits of the last column [B, classes], caches [R, ...].
         """
 
     def step(
@@ -54,11 +47,8 @@ class Network(Protocol):
         """Reads one token per row.
 
         Args:
-            columns: ids, subs, segment_ids, positions [R]; slot [1], its place in the cache;
-                key_positions, key_sample_ids, key_segment_ids, key_num_segments [R, cache length],
-                which hold the token already and are in the new order; num_segments, rel_offset
-                [R], segment_rel [R, max_rel], ext_ids, ext_sub [E], num_ext [1]; parents [R], the
-                row of the caches that each row continues.
+            columns: The columns of a step; the last is parents [R], the row of the caches that
+                each row continues.
             caches: What the call before returned.
 
         Returns:
@@ -88,8 +78,7 @@ class _Shape:
     batch: int
     rows_per_prompt: int
     cache_len: int
-    max_rel: int
-    max_ext: int
+    room: Any
 
 
 class Engine:
@@ -97,7 +86,7 @@ class Engine:
 
     Args:
         network: The compiled calls.
-        tokenizer: Its vocabulary size and special ids are used.
+        layout: The family's prompts.
         buckets: Lengths that prompts, and one begin mark, are padded to.
         batch_size: Most prompts that are written at once.
         fill: Fill up the batch of a call with few prompts too, so that calls share their graphs.
@@ -106,7 +95,7 @@ class Engine:
     def __init__(
         self,
         network: Network,
-        tokenizer: CpmBeeTokenizer,
+        layout: Layout,
         *,
         buckets: Sequence[int] = DEFAULT_BUCKETS,
         batch_size: int = 8,
@@ -116,7 +105,7 @@ class Engine:
             raise ConfigError(f"buckets={tuple(buckets)}, expected lengths of at least 2")
         if batch_size < 1:
             raise ConfigError(f"batch_size={batch_size}, expected at least 1")
-        self._network, self._tokenizer = network, tokenizer
+        self._network, self._layout = network, layout
         self._buckets = tuple(sorted(set(buckets)))
         self._batch_size, self._fill = batch_size, fill
 
@@ -171,20 +160,22 @@ class Engine:
             yield policy.certain(0), tables[0], False
         yield policy.results()[0], tables[0], True
 
-    def check(self, prompt: Prompt) -> None:
-        """Raises DataError for a prompt that no bucket holds."""
+    def check(self, prompt: Prompt, max_new_tokens: int = 0) -> None:
+        """Raises DataError for a prompt that no bucket holds, or the model with so much more."""
         self._bucket(prompt)
+        self._layout.check(prompt, max_new_tokens)
 
     def _shape(
         self, prompts: Sequence[Prompt], longest: int, rows_per_prompt: int, max_new_tokens: int
     ) -> _Shape:
+        for prompt in prompts:
+            self._layout.check(prompt, max_new_tokens)
         new_tokens = -(-max_new_tokens // _NEW_TOKENS_STEP) * _NEW_TOKENS_STEP
         return _Shape(
             batch=self._batch_size if self._fill else min(self._batch_size, len(prompts)),
             rows_per_prompt=rows_per_prompt,
-            cache_len=self._bucket(prompts[longest], longest) + new_tokens,
-            max_rel=_room(_REL_ROOM, max(len(prompt.rel) for prompt in prompts)),
-            max_ext=_room(_EXT_ROOM, prompting.num_ext(prompts)),
+            cache_len=self._layout.cache_len(self._bucket(prompts[longest], longest), new_tokens),
+            room=self._layout.room(prompts),
         )
 
     def _bucket(self, prompt: Prompt, number: int | None = None) -> int:
@@ -206,89 +197,29 @@ class Engine:
         bucket: int,
         make_policy: PolicyMaker,
         shape: _Shape,
-    ) -> Iterator[tuple[Policy, list[dict[int, str]]]]:
+    ) -> Iterator[tuple[Policy, Sequence[dict[int, str]]]]:
         """Feeds the policy to its end; gives it, with the tables of texts, after every step."""
         put = self._network.put
         filled = [*prompts, *[prompts[0]] * (shape.batch - len(prompts))]
-        batch = prompting.batch(
-            filled, self._tokenizer, bucket=bucket, max_rel=shape.max_rel, max_ext=shape.max_ext
-        )
+        batch = self._layout.batch(filled, bucket, shape.room)
         rows = np.repeat(np.arange(shape.batch, dtype=np.int32), shape.rows_per_prompt)
-        policy = make_policy(self._plan(batch, len(prompts)), numbers)
-        columns = [put(batch.columns[name]) for name in prompting.COLUMNS]
+        policy = make_policy(batch.plan(len(prompts)), numbers)
         room = put(np.zeros(shape.cache_len, np.int32))
-        logits, caches = self._network.start(columns, put(rows), room)
+        logits, caches = self._network.start([*map(put, batch.columns)], put(rows), room)
         logits = logits[rows]
-        keys = _Keys(batch, rows, shape.cache_len)
-        fixed = [put(array) for array in _fixed(batch, rows)]
-        slot = bucket
+        steps = batch.steps(rows, shape.cache_len)
+        fixed = [*map(put, steps.fixed)]
+        slot = batch.first_slot
         while (parents := policy.advance(logits)) is not None:
             yield policy, batch.tables
             parents = _fill(parents, np.arange(len(rows)))
             feed = Feed(*(_fill(values, np.zeros(len(rows))) for values in policy.feed()))
-            keys.add(feed, parents, slot)
-            changing = [feed.ids, feed.subs, feed.segments, feed.positions]
-            changing += [np.array([slot], np.int32), *keys.columns]
-            step = [*map(put, changing), *fixed, put(parents)]
-            logits, caches = self._network.step(step, caches)
+            changing = map(put, steps.columns(feed, parents, slot))
+            logits, caches = self._network.step([*changing, *fixed, put(parents)], caches)
             slot += 1
         yield policy, batch.tables
-
-    def _plan(self, batch: PromptBatch, num: int) -> Plan:
-        """The plan of a batch's first `num` prompts; the others are copies."""
-        ids = self._tokenizer
-        return Plan(
-            blanks=[[(b.segment, b.number) for b in blanks] for blanks in batch.blanks[:num]],
-            vocab_size=ids.vocab_size,
-            bos_id=ids.bos_id,
-            eos_id=ids.eos_id,
-            unk_id=ids.unk_id,
-            newline_id=ids.newline_id,
-            ext_ids=batch.columns["ext_ids"][: batch.num_ext],
-            ext_sub=batch.columns["ext_sub"][: batch.num_ext],
-            allowed_ext=batch.allowed_ext[:num, : batch.num_ext],
-            allowed_unk=np.array([ids.unk_id in table for table in batch.tables[:num]]),
-            piece=lambda sentence, token: piece(token, batch.tables[sentence], ids),
-            unwritten=[ids.token_to_id[token] for token in _UNWRITTEN if token in ids.token_to_id],
-        )
-
-
-class _Keys:
-    """What the network must know of every place of the cache; empty places have no segments."""
-
-    def __init__(self, batch: PromptBatch, rows: np.ndarray, cache_len: int):
-        names = ("positions", "sample_ids", "segment_ids", "num_segments")
-        prompt = np.stack([batch.columns[name][rows] for name in names])
-        self.columns = np.zeros((*prompt.shape[:2], cache_len), np.int32)
-        self.columns[..., : prompt.shape[2]] = prompt
-        self._num_segments = prompt[3, :, -1]
-
-    def add(self, feed: Feed, parents: np.ndarray, slot: int) -> None:
-        """Brings the rows into the new order and enters the token at a place."""
-        self.columns = self.columns[:, parents]
-        self.columns[0, :, slot] = feed.positions
-        self.columns[2, :, slot] = feed.segments
-        self.columns[3, :, slot] = self._num_segments
-
-
-def _fixed(batch: PromptBatch, rows: np.ndarray) -> list[np.ndarray]:
-    """Columns of the step that do not change while a batch is written."""
-    columns = batch.columns
-    return [
-        columns["num_segments"][rows, -1],
-        columns["rel_offset"][rows, -1],
-        columns["segment_rel"][rows],
-        *(columns[name] for name in ("ext_ids", "ext_sub", "num_ext")),
-    ]
 
 
 def _fill(values: np.ndarray, whole: np.ndarray) -> np.ndarray:
     """The values, then the rest of `whole` for the rows of copies; int32."""
     return np.concatenate([values, whole[len(values) :]]).astype(np.int32)
-
-
-def _room(least: int, needed: int) -> int:
-    """`least`, doubled until it is enough, so that few sizes occur."""
-    while least < needed:
-        least *= 2
-    return least

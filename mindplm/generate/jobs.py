@@ -23,6 +23,7 @@ from mindplm.errors import ConfigError, DataError, UserError
 from mindplm.files import flush_folder
 from mindplm.generate import fill
 from mindplm.generate.engine import Engine
+from mindplm.generate.layout import Layout
 from mindplm.generate.policies import most_tokens, policy_maker, seeds_of, stream_of
 
 if TYPE_CHECKING:
@@ -108,10 +109,10 @@ class FileJob:
         self, model: Model, tokenizer: Any, done: Mapping[int, Any] | None = None
     ) -> Iterator[tuple[int, Any]]:
         """(number of the record, filled record or its error), window by window."""
-        config = self.settings.config
+        config, layout = self.settings.config, model.layout(tokenizer)
         engine = Engine(
             model.network,
-            tokenizer,
+            layout,
             buckets=config.buckets,
             batch_size=self.settings.batch_size,
             fill=len(self._lines) > self.settings.batch_size,
@@ -119,24 +120,20 @@ class FileJob:
         todo = [n for n in range(len(self._lines)) if n not in (done or {})]
         size = _WINDOW * self.settings.batch_size
         for first in range(0, len(todo), size):
-            yield from self._window(todo[first : first + size], engine, model, tokenizer)
+            yield from self._window(todo[first : first + size], engine, layout)
 
     def _window(
-        self, numbers: Sequence[int], engine: Engine, model: Model, tokenizer: Any
+        self, numbers: Sequence[int], engine: Engine, layout: Layout
     ) -> Iterator[tuple[int, Any]]:
         config = self.settings.config
-        good: list[tuple[int, dict[str, Any], prompting.Prompt]] = []
+        good: list[tuple[int, dict[str, Any], Any]] = []
         for number, place, line in self._read(numbers):
             try:
                 record = prompting.as_record(parse_line(line))
-                ready = prompting.prepare(
-                    record,
-                    tokenizer,
-                    model.config.max_depth,
-                    strict=config.strict,
-                    examples=self.settings.examples,
+                ready = layout.prepare(
+                    record, strict=config.strict, examples=self.settings.examples
                 )
-                engine.check(ready)
+                engine.check(ready, most_tokens(config, [ready]))
                 good.append((number, record, ready))
             except UserError as error:
                 yield number, {"error": f"{place}: {error}"}
@@ -150,7 +147,7 @@ class FileJob:
         )
         for i, found in written:
             number, record, ready = good[i]
-            yield number, fill(record, ready, found, tokenizer, config)
+            yield number, fill(record, ready, found, layout, config)
 
     def _read(self, numbers: Sequence[int]) -> Iterator[tuple[int, str, bytes]]:
         with open(self.source, "rb") as file:

@@ -10,8 +10,7 @@ from mindplm import adapters, checkpoint, families, runtime, tensors
 from mindplm.config import RuntimeConfig
 from mindplm.errors import CheckpointError
 from mindplm.generate.compiled import CompiledNetwork
-from mindplm.generate.scoring import Scorer
-from mindplm.models.cpm_bee.decode import CpmBeePrefill, CpmBeeStep
+from mindplm.generate.layout import Layout
 from mindplm.nn.values import load_model
 
 
@@ -32,6 +31,14 @@ class Model:
     network: CompiledNetwork
     scorer: Any = None
     cell: Any = None
+
+    def layout(self, tokenizer: Any) -> Layout:
+        """The family's prompts.
+
+        Raises:
+            ConfigError: The family does not write.
+        """
+        return families.family(self.family).part("layout")(tokenizer, self.config)
 
     def __str__(self) -> str:
         count = families.family(self.family).part("num_parameters")(self.config)
@@ -83,5 +90,7 @@ def load(
 
 def from_cell(cell: Any, config: Any, family: str = "cpm_bee") -> Model:
     """Wraps a network in memory; what it writes follows later changes of its weights."""
-    network = CompiledNetwork(CpmBeePrefill(cell), CpmBeeStep(cell))
-    return Model(family, config, network, Scorer(cell), cell)
+    parts = families.family(family)
+    network = CompiledNetwork(*parts.part("decode")(cell))
+    scorer = parts.part("scorer")(cell) if parts.scorer_ref else None
+    return Model(family, config, network, scorer, cell)

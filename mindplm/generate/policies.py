@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from mindplm.config import GenerateConfig
-from mindplm.data.prompts import Prompt
 from mindplm.errors import ConfigError
 from mindplm.generate.engine import PolicyMaker
+from mindplm.generate.layout import Prompt
 from mindplm.generate.rows import Extras
 from mindplm.generate.sampling import Sampler
 from mindplm.generate.search import BeamSearch

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from mindplm.config import GenerateConfig
-from mindplm.data.answers import answer
-from mindplm.data.prompts import Prompt
 from mindplm.generate.engine import Engine
+from mindplm.generate.layout import Layout, Prompt
 from mindplm.generate.policies import most_tokens, policy_maker
 from mindplm.generate.rows import Pairs
 
@@ -25,7 +23,7 @@ class Piece(str):
 
 
 def pieces(
-    engine: Engine, prompt: Prompt, tokenizer: Any, config: GenerateConfig, seed: int
+    engine: Engine, prompt: Prompt, layout: Layout, config: GenerateConfig, seed: int
 ) -> Iterator[Piece]:
     """Writes for one prompt.
 
@@ -40,7 +38,7 @@ def pieces(
     )
     shown = [0] * len(prompt.blanks)
     for pairs, table, is_all in steps:
-        for place, text in _texts(pairs, table, prompt, tokenizer, config.stop, is_all):
+        for place, text in _texts(pairs, table, prompt, layout, config.stop, is_all):
             if len(text) > shown[place]:
                 yield Piece(text[shown[place] :], prompt.blanks[place].path)
                 shown[place] = len(text)
@@ -50,7 +48,7 @@ def _texts(
     pairs: Pairs,
     table: dict[int, str],
     prompt: Prompt,
-    tokenizer: Any,
+    layout: Layout,
     stop: tuple[str, ...],
     is_all: bool,
 ) -> Iterator[tuple[int, str]]:
@@ -61,5 +59,5 @@ def _texts(
         classes = [token for token, number in pairs if number == blank.number]
         if not classes:
             continue
-        is_open = not is_all and pairs[-1][1] == blank.number and classes[-1] != tokenizer.eos_id
-        yield place, answer(classes, table, tokenizer, stop, is_open=is_open)
+        is_open = not is_all and pairs[-1][1] == blank.number and not layout.is_end(classes[-1])
+        yield place, layout.answer(classes, table, stop, is_open=is_open)

@@ -17,6 +17,7 @@ from mindplm.config import RuntimeConfig
 from mindplm.data import prompts as prompting
 from mindplm.errors import DataError
 from mindplm.generate import search
+from mindplm.generate.bee_layout import BeeLayout
 from mindplm.generate.compiled import CompiledNetwork
 from mindplm.generate.engine import Engine, Network
 from mindplm.generate.model import from_cell
@@ -209,7 +210,7 @@ def test_beam_search_equals_the_golden_run(kind, folder, tag, monkeypatch) -> No
         return made[-1]
 
     monkeypatch.setattr(search._Hypotheses, "add", add)
-    engine = Engine(network(kind, folder), tokenizer(), buckets=[BUCKET])
+    engine = Engine(network(kind, folder), BeeLayout(tokenizer()), buckets=[BUCKET])
     records, best = write(run, engine, make, run["beam_size"])
     assert records == run["result"]
     assert best == run["best"]
@@ -241,7 +242,7 @@ def check_hypotheses(added, golden) -> None:
 )
 def test_greedy_choice_equals_one_beam(kind, folder, tag) -> None:
     run = runs_of(folder)[tag]
-    engine = Engine(network(kind, folder), tokenizer(), buckets=[BUCKET])
+    engine = Engine(network(kind, folder), BeeLayout(tokenizer()), buckets=[BUCKET])
 
     def make(plan, _numbers):
         return Sampler(plan, temperature=0, **options_of(run))
@@ -254,7 +255,7 @@ def test_greedy_choice_equals_one_beam(kind, folder, tag) -> None:
 @pytest.mark.parametrize("folder", SETS, ids=lambda f: f.name)
 def test_the_batch_a_record_is_in_does_not_matter(folder) -> None:
     """All single runs of one setting at once, in batches of three and several buckets."""
-    engine = Engine(reference(folder), tokenizer(), buckets=[32, 64, 128], batch_size=3)
+    engine = Engine(reference(folder), BeeLayout(tokenizer()), buckets=[32, 64, 128], batch_size=3)
     runs = [r for tag, r in runs_of(folder).items() if tag.endswith("b3_rp1.2_wNone_lp1.0")]
     together = {**runs[0], "data": [run["data"][0] for run in runs]}
 
@@ -312,7 +313,7 @@ def test_prompts_equal_the_golden_inputs(folder, tag) -> None:
 @pytest.mark.parametrize("folder", SETS, ids=lambda f: f.name)
 def test_odd_prompts(folder) -> None:
     """What the original refuses with a KeyError is refused with a message; the rest agrees."""
-    engine = Engine(reference(folder), tokenizer(), buckets=[BUCKET])
+    engine = Engine(reference(folder), BeeLayout(tokenizer()), buckets=[BUCKET])
     for case in read_json(folder / "invalid.json"):
         if case["error"]:
             with pytest.raises(DataError, match="<ans>"):

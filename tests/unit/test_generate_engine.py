@@ -12,7 +12,9 @@ from mindplm.config import GenerateConfig
 from mindplm.data import prompts as prompting
 from mindplm.errors import ConfigError, DataError
 from mindplm.generate import generate, write
+from mindplm.generate.bee_layout import BeeLayout
 from mindplm.generate.engine import Engine
+from mindplm.generate.model import Model
 from mindplm.generate.policies import stream_of
 from mindplm.generate.search import BeamSearch
 from mindplm.tokenizers.cpm_bee import SPECIALS, CpmBeeTokenizer
@@ -34,9 +36,9 @@ PROMPTS = [
 ]
 
 
-def model(seed: int = 0) -> SimpleNamespace:
+def model(seed: int = 0) -> Model:
     network = ReferenceNetwork(Reference(CONFIG, random_weights(CONFIG, seed)))
-    return SimpleNamespace(network=network, config=SimpleNamespace(max_depth=8))
+    return Model("cpm_bee", SimpleNamespace(max_depth=8), network)
 
 
 SETTINGS = [
@@ -63,7 +65,7 @@ def test_batches_write_what_single_prompts_write(options) -> None:
 def test_the_cache_equals_reading_everything_again(beams) -> None:
     """Every step's logits equal those of one pass over prompt and all that was fed."""
     net = model().network
-    engine = Engine(net, TOKENIZER, buckets=[64], batch_size=2)
+    engine = Engine(net, BeeLayout(TOKENIZER), buckets=[64], batch_size=2)
     ready = [prompting.prepare(p, TOKENIZER) for p in (PROMPTS[1], PROMPTS[4])]
     batch = prompting.batch(ready, TOKENIZER, bucket=64, max_rel=1024, max_ext=32)
     width = TOKENIZER.vocab_size + batch.num_ext
@@ -150,7 +152,8 @@ def test_seeds_belong_to_prompts() -> None:
     same = generate(model(), TOKENIZER, ["abc"] * 3, seed=[4, 4, 5], **options)
     assert same[0] == same[1] != same[2]
     counted = generate(model(), TOKENIZER, ["abc"] * 2, seed=4, **options)
-    assert counted == same[1:]
+    streams = [stream_of(4, number) for number in range(2)]
+    assert counted == generate(model(), TOKENIZER, ["abc"] * 2, seed=streams, **options)
 
 
 def test_blanks_beyond_the_limit_are_none() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -97,7 +98,7 @@ def test_an_interrupted_run_is_gone_on_with(source: Path, tmp_path: Path, torn: 
     whole, out = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
     run(source, whole)
     net = model()
-    net.network = BreaksAfter(net.network, 3)
+    net = dataclasses.replace(net, network=BreaksAfter(net.network, 3))
     with pytest.raises(PowerError):
         run(source, out, net)
     assert not out.exists()
@@ -114,7 +115,7 @@ def test_an_interrupted_run_is_gone_on_with(source: Path, tmp_path: Path, torn: 
 
 def test_another_run_is_not_gone_on_with(source: Path, tmp_path: Path) -> None:
     net, out = model(), tmp_path / "out.jsonl"
-    net.network = BreaksAfter(net.network, 1)
+    net = dataclasses.replace(net, network=BreaksAfter(net.network, 1))
     with pytest.raises(PowerError):
         run(source, out, net)
     for changes, word in [

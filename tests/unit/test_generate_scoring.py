@@ -15,6 +15,7 @@ from mindplm.config import RuntimeConfig
 from mindplm.data import prompts as prompting
 from mindplm.data.packing import COLUMNS
 from mindplm.errors import ConfigError, DataError
+from mindplm.generate.bee_layout import BeeLayout
 from mindplm.generate.engine import Engine
 from mindplm.generate.model import Model, from_cell
 from mindplm.generate.rows import Rows
@@ -142,7 +143,7 @@ def test_a_score_is_the_sum_of_what_writing_costs(model, number) -> None:
         made.append(Forced(plan, [token for token, _ in pairs]))
         return made[0]
 
-    engine = Engine(model.network, TOKENIZER, buckets=[128], batch_size=1)
+    engine = Engine(model.network, BeeLayout(TOKENIZER), buckets=[128], batch_size=1)
     list(engine.run([ready], make, max_new_tokens=60))
     found = score(model, TOKENIZER, [record])[0]
     assert found.num_tokens == len(pairs)

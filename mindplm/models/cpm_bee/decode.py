@@ -101,3 +101,8 @@ class CpmBeeStep(nn.Cell):
         x, caches = read_token(model.blocks, x, bias, parents, slot, old)
         last = model.final_norm(x[:, 0])
         return (model.project(last, ext_ids, ext_sub, num_ext), *caches)
+
+
+def writing_cells(model: CpmBee) -> tuple[CpmBeePrefill, CpmBeeStep]:
+    """The two passes of writing over one network."""
+    return CpmBeePrefill(model), CpmBeeStep(model)

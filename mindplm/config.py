@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Optional, Protocol
 
 from mindplm.config_generate import GenerateConfig as GenerateConfig
+from mindplm.config_shape import ShapeConfig as ShapeConfig
 from mindplm.errors import ConfigError
 from mindplm.strict import (
     Source,
@@ -88,8 +89,17 @@ class SourceConfig:
     """Key of the text in JSON lines."""
     extra_fields: tuple[str, ...] = ("title", "author")
     """Keys of JSON lines that some records show beside the text; of title and author."""
+    shape: Optional[ShapeConfig] = None  # noqa: UP045 (it is evaluated, also by Python 3.9)
+    """What the lines are, if they are no texts or records yet: reviews with labels, questions
+    and answers, tagged tokens, messages ...; they become records."""
+    task: str = ""
+    """A task file whose shape the lines have, instead of naming a shape here."""
 
     def __post_init__(self) -> None:
+        require(
+            self.shape is None or not self.task,
+            f"data: source {self.path} names both shape and task; choose one of them",
+        )
         require(self.path != "", "data: a source has an empty path")
         require(self.weight > 0, f"data: weight={self.weight} of {self.path}, expected > 0")
         require(

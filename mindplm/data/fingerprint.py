@@ -14,6 +14,7 @@ from mindplm.data.records import FORMAT, open_folder, read_manifest
 from mindplm.data.sources import find_files
 from mindplm.errors import DataError
 from mindplm.files import sha256_of
+from mindplm.strict import to_plain
 
 PREPARE_AGAIN = "prepare the data again"
 
@@ -55,8 +56,7 @@ def fingerprint(
             if not before:
                 raise
             files = before
-        facts = {**dataclasses.asdict(source), "extra_fields": list(source.extra_fields)}
-        described.append({**facts, "name": name, "files": files})
+        described.append({**to_plain(source), "name": name, "files": files})
     plain = dataclasses.asdict(settings)
     return {
         "format": FORMAT,
@@ -136,7 +136,7 @@ def _source_differences(old: list[dict], new: list[dict]) -> list[str]:
         if before is None:
             changes.append(f"source {source['name']} was added")
             continue
-        for key in ("path", "weight", "tasks", "text_field", "extra_fields"):
+        for key in ("path", "weight", "tasks", "text_field", "extra_fields", "shape"):
             if before.get(key) != source[key]:
                 what = f"{key} of source {source['name']}"
                 changes.append(f"{what} was {before.get(key)}, is {source[key]}")

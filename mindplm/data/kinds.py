@@ -14,8 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mindplm.config import RunConfig, SourceConfig
+from mindplm.config_task import read_task
 from mindplm.data.packing import RowShape
+from mindplm.data.sources import RECORD
 from mindplm.data.tasks import check_tasks
+from mindplm.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -93,12 +96,24 @@ class RowKind:
     draws: bool = False
 
     def sources(self, sources: Sequence[SourceConfig]) -> list[SourceConfig]:
-        """The sources with the usual tasks where they name none.
+        """The sources with the usual tasks where they name none, and the shapes of task files.
 
         Raises:
             ConfigError: A source names a task that this family does not have.
         """
-        for source in sources:
-            check_tasks(source.tasks, f"data source {source.path}", self.tasks)
-        usual = dict(self.usual)
-        return [s if s.tasks else dataclasses.replace(s, tasks=usual) for s in sources]
+        return [self._source(source) for source in sources]
+
+    def _source(self, source: SourceConfig) -> SourceConfig:
+        check_tasks(source.tasks, f"data source {source.path}", self.tasks)
+        if source.task:
+            shape = read_task(source.task).shape
+            source = dataclasses.replace(source, shape=shape, task="")
+        if source.shape is None:
+            return source if source.tasks else dataclasses.replace(source, tasks=dict(self.usual))
+        if RECORD not in self.tasks or set(source.tasks) - {RECORD}:
+            known = RECORD if RECORD in self.tasks else f"{RECORD}, which {self.name} does not have"
+            raise ConfigError(
+                f"data source {source.path} has a shape, so its lines become records; the only "
+                f"task for them is {known}"
+            )
+        return dataclasses.replace(source, tasks={RECORD: 1.0})

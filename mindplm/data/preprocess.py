@@ -223,7 +223,8 @@ class _Passes:
         self._report = report
         self._strict = strict
         self._draws = [settings.repeat * source.weight for source in sources]
-        self._num = max(int(np.ceil(draws)) for draws in self._draws)
+        most = [draws * reader.max_weight for draws, reader in zip(self._draws, readers)]
+        self._num = max(int(np.ceil(draws)) for draws in most)
         self._bytes = sum(reader.total_bytes for reader in readers)
         self._finished = 0
         self._handed_out = 0
@@ -257,7 +258,7 @@ class _Passes:
 
     def _documents(self, source: int, draw: int) -> Iterator[Work]:
         for number, item in enumerate(self._items(source, draw)):
-            wanted = self._draws[source]
+            wanted = self._draws[source] * item.weight
             if wanted % 1:  # a part of a draw: some documents get one more
                 name = self._names[source]
                 rng = generator(self._settings.seed, f"{name} number of draws", number, 0)

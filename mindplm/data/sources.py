@@ -2,62 +2,43 @@
 
 In a text file a blank line ends a document. In JSON lines each line is a document: an object with
 a text under some key, or a record. What cannot be used comes out as a `Problem` with its place,
-so that the caller decides whether to go on.
+so that the caller decides whether to go on. A source with a shape is read by `shapes` instead.
 """
 
 from __future__ import annotations
 
 import glob
-import gzip
-import json
 import os
-import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, NamedTuple, Union
+from typing import IO
 
 from mindplm.assets import corpus
 from mindplm.config import SourceConfig
+from mindplm.data.documents import Document as Document
+from mindplm.data.documents import (
+    InputFile,
+    Item,
+    Lines,
+    Problem,
+    json_lines,
+    numbered_lines,
+    text_lines,
+)
+from mindplm.data.shapes import balanced, label_counts, shaped
+from mindplm.data.tables import SEPARATORS
 from mindplm.errors import DataError
 
 EMBEDDED = "embedded:"
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 TEXT_SUFFIXES = (".txt", ".text", ".md")
+SHAPED_SUFFIXES = (*SEPARATORS, ".conll", ".bio")
+"""Kinds of files that only a shape makes sense of."""
+SUFFIXES = JSON_SUFFIXES + TEXT_SUFFIXES + SHAPED_SUFFIXES
 RECORD = "record"
 """Task of a source whose lines are records already."""
 ANSWER = "<ans>"
 _LONGEST_TEXT = 200_000
-
-
-class InputFile(NamedTuple):
-    """A file and what it is called in messages."""
-
-    label: str
-    path: Path
-
-
-@dataclass(frozen=True)
-class Document:
-    """One document: `place` is file:line of its beginning."""
-
-    place: str
-    fields: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Why a piece of input cannot be used: a short reason to count by and a full message."""
-
-    place: str
-    reason: str
-    message: str
-
-    def __str__(self) -> str:
-        return f"{self.place}: {self.message}"
-
-
-Item = Union[Document, Problem]
 
 
 def find_files(path: str) -> list[InputFile]:
@@ -76,8 +57,8 @@ def find_files(path: str) -> list[InputFile]:
         what = "no file matches" if glob.has_magic(path) else "no such file"
         raise DataError(f"{path}: {what}")
     for name in names:
-        if _suffix(name) not in JSON_SUFFIXES + TEXT_SUFFIXES:
-            known = ", ".join(JSON_SUFFIXES + TEXT_SUFFIXES)
+        if _suffix(name) not in SUFFIXES:
+            known = ", ".join(SUFFIXES)
             raise DataError(f"{name}: unknown kind of file; expected {known} (or these with .gz)")
         if not os.access(name, os.R_OK):
             raise DataError(f"{name}: cannot be read: permission denied")
@@ -102,6 +83,10 @@ class SourceReader:
         self._total = sum(f.path.stat().st_size for f in self.files) or 1
         self._done = 0
         self._raw: IO[bytes] | None = None
+        self._shape = source.shape
+        if self._shape is None:
+            self._check_suffixes()
+        self._counts = label_counts(self._items()) if self._is_balanced else {}
 
     @property
     def total_bytes(self) -> int:
@@ -118,23 +103,51 @@ class SourceReader:
         """The part of the files that was read."""
         return self.position / self._total
 
+    @property
+    def max_weight(self) -> float:
+        """Largest weight of a document."""
+        counts = self._counts.values()
+        return max(counts) / min(counts) if counts else 1.0
+
     def rewind(self) -> None:
         """Forgets the position; the next iteration starts at the beginning in any case."""
         self._done = 0
 
     def __iter__(self) -> Iterator[Item]:
+        items = self._items()
+        return balanced(items, self._counts) if self._is_balanced else items
+
+    @property
+    def _is_balanced(self) -> bool:
+        return self._shape is not None and self._shape.balance
+
+    def _items(self) -> Iterator[Item]:
         self._done = 0
         for file in self.files:
-            read = _json_lines if _suffix(file.label, file.path) in JSON_SUFFIXES else _texts
             empty = True
             with open(file.path, "rb") as self._raw:
-                for item in read(_lines(self._raw, file), file.label):
+                for item in self._read(numbered_lines(self._raw, file), file):
                     empty = False
-                    yield self._check(item)
+                    yield item
             self._raw = None
             self._done += file.path.stat().st_size
             if empty:
                 yield Problem(file.label, "empty file", "the file is empty")
+
+    def _read(self, lines: Lines, file: InputFile) -> Iterator[Item]:
+        suffix = _suffix(file.label, file.path)
+        if self._shape is not None:
+            return shaped(self._shape, lines, file.label, suffix)
+        read = json_lines if suffix in JSON_SUFFIXES else _texts
+        return map(self._check, read(lines, file.label))
+
+    def _check_suffixes(self) -> None:
+        for label, path in self.files:
+            if _suffix(label, path) in SHAPED_SUFFIXES:
+                raise DataError(
+                    f"{label}: a table or tagged text; say what its lines become with shape, such "
+                    "as shape: {kind: classification, columns: [text, label], labels: ...}"
+                )
 
     def _check(self, item: Item) -> Item:
         if isinstance(item, Problem):
@@ -163,58 +176,20 @@ def _suffix(name: str, path: Path | None = None) -> str:
     return Path(name[:-3] if name.endswith(".gz") else name).suffix.lower()
 
 
-def _lines(raw: IO[bytes], file: InputFile) -> Iterator[tuple[int, bytes]]:
-    """Numbered lines of a file, without the byte order mark."""
-    number = 0
-    content: Any = gzip.GzipFile(fileobj=raw) if file.path.suffix == ".gz" else raw
-    try:
-        for number, line in enumerate(content, start=1):
-            yield number, line[3:] if number == 1 and line.startswith(b"\xef\xbb\xbf") else line
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        place = f"{file.label}:{number + 1}"
-        raise DataError(f"{place}: damaged or cut-off gzip file: {error}") from None
-
-
-def _json_lines(lines: Iterator[tuple[int, bytes]], label: str) -> Iterator[Item]:
-    for number, raw in lines:
-        place = f"{label}:{number}"
-        if not raw.strip():
-            yield Problem(place, "empty line", "the line is empty; expected a JSON object")
-            continue
-        try:
-            value = json.loads(raw.decode("utf-8").rstrip("\r\n"))
-        except UnicodeDecodeError as error:
-            yield Problem(place, "not UTF-8", f"not UTF-8 (byte {error.start} of the line)")
-        except json.JSONDecodeError as error:
-            message = f"broken JSON at column {error.colno}: {error.msg}"
-            yield Problem(place, "broken JSON", message)
-        except (RecursionError, ValueError) as error:
-            yield Problem(place, "broken JSON", f"JSON that cannot be read: {error}")
-        else:
-            if isinstance(value, dict):
-                yield Document(place, value)
-            else:
-                kind = type(value).__name__
-                message = f"the line holds a value of type {kind}; expected an object"
-                yield Problem(place, "wrong type", message)
-
-
-def _texts(lines: Iterator[tuple[int, bytes]], label: str) -> Iterator[Item]:
+def _texts(lines: Lines, label: str) -> Iterator[Item]:
     text: list[str] = []
-    first = size = 0
-    for number, raw in lines:
-        place = f"{label}:{number}"
-        try:
-            line = raw.decode("utf-8").rstrip("\r\n")
-        except UnicodeDecodeError as error:
-            yield Problem(place, "not UTF-8", f"not UTF-8 (byte {error.start} of the line)")
+    first, size = "", 0
+    for item in text_lines(lines, label):
+        if isinstance(item, Problem):
+            yield item
             continue
+        place, line = item
         if line.strip():
-            first = first if text else number
+            first = first if text else place
             text.append(line)
             size += len(line) + 1
         if text and (size >= _LONGEST_TEXT or not line.strip()):
-            yield Document(f"{label}:{first}", {"text": "\n".join(text)})
+            yield Document(first, {"text": "\n".join(text)})
             text, size = [], 0
     if text:
-        yield Document(f"{label}:{first}", {"text": "\n".join(text)})
+        yield Document(first, {"text": "\n".join(text)})

@@ -109,12 +109,12 @@ def test_embedded_corpora():
 
 
 def test_paths_that_cannot_be_read(tmp_path):
-    (tmp_path / "a.csv").write_text("a")
+    (tmp_path / "a.xls").write_text("a")
     for path, words in [
         (tmp_path / "none.txt", "none.txt: no such file"),
         (tmp_path / "*.txt", "no file matches"),
         (tmp_path, "is a folder"),
-        (tmp_path / "a.csv", "unknown kind of file; expected .jsonl"),
+        (tmp_path / "a.xls", "unknown kind of file; expected .jsonl"),
     ]:
         with pytest.raises(DataError, match=words.replace("*", ".")):
             find_files(str(path))

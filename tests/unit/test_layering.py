@@ -41,6 +41,8 @@ ALIASES = {
     "tensors": "files",
     "config_generate": "config",
     "config_lora": "config",
+    "config_shape": "config",
+    "config_task": "config",
     "adapters": "checkpoint",
     "text": "tokenizers",
     "cli_write": "cli",
@@ -52,7 +54,7 @@ FREE = [
     "config", "strict", "yaml_io", "errors", "families", "files", "tensors", "checkpoint", "cli",
     "adapters", "convert",
     "assets", "tokenizers", "weights", "data.tasks", "data.cpm_bee", "data.packing",
-    "data.sources",
+    "data.sources", "data.shapes", "config_task",
 ]  # fmt: skip
 
 

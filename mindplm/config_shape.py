@@ -1,0 +1,115 @@
+"""The settings of shapes: how the lines of common kinds of data files become records."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Literal
+
+from mindplm.strict import require
+
+_INPUTS = {
+    "classification": {"input": "text"},
+    "pairs": {"sentence1": "sentence1", "sentence2": "sentence2"},
+    "choices": {"input": "text"},
+}
+
+
+@dataclass(frozen=True)
+class ShapeConfig:
+    """A common kind of data file, and the record that each of its lines becomes."""
+
+    kind: Literal[
+        "classification",
+        "pairs",
+        "choices",
+        "extraction",
+        "reading",
+        "translation",
+        "dialogue",
+        "records",
+    ]
+    """classification: a text and a label; pairs: two texts and a label; choices: a text and
+    answers to choose from; extraction: a token and its BIO tag on each line, a blank line between
+    sentences; reading: JSON in SQuAD's form; translation: two texts; dialogue: a list of messages;
+    records: lines are records."""
+    columns: tuple[str, ...] = ()
+    """Names of the columns of a .tsv or .csv file without header; none: its first line names
+    them. JSON lines name their own."""
+    inputs: dict[str, str] = field(default_factory=dict)
+    """Key of the record -> column, of classification, pairs and choices; none: input -> text, of
+    pairs sentence1 and sentence2."""
+    question: str = ""
+    """What is asked; empty: nothing."""
+    question_key: str = "question"
+    """Its key in the record."""
+    label: str = "label"
+    """Column of the label; of choices the answer's number from 0, or its text."""
+    labels: dict[str, str] = field(default_factory=dict)
+    """Label -> words for it, in the order of the options; of classification and pairs."""
+    options: tuple[str, ...] = ()
+    """Columns of the answers to choose from, or one column that holds a list of them."""
+    show_options: bool = True
+    """Whether the record shows the options to choose from."""
+    answer: Literal["option", "text"] = "option"
+    """What is predicted: the option's tag such as <option_1>, or its words."""
+    gap: str = ""
+    """A mark in the inputs, such as #idiom#, that is a blank to be filled with the answer."""
+    patterns: dict[str, str] = field(default_factory=dict)
+    """Column -> regular expression whose named groups become further columns."""
+    types: dict[str, str] = field(default_factory=dict)
+    """Type in the tags -> words for it, the keys of the answer; of extraction."""
+    joiner: str = "；"
+    """Between several texts of one type, or the texts of a list."""
+    source: str = "source"
+    """Column of the text to translate."""
+    target: str = "target"
+    """Column of its translation."""
+    forward: str = "翻译"
+    """Instruction to translate source into target; empty: not this direction."""
+    backward: str = ""
+    """Instruction to translate target into source; empty: not this direction."""
+    turns: Literal["each", "together"] = "each"
+    """Of dialogue, each: a record for each answer with all turns before it, as a model is asked in
+    a chat; together: one record for the dialogue, whose answers are its blanks (an answer then
+    sees what the user said after it)."""
+    markers: bool = False
+    """Whether the vocabulary has the tags <用户> and <AI>; otherwise turns begin as the published
+    checkpoints saw them."""
+    balance: bool = False
+    """Whether records of rare labels are used more often, so that all labels are as frequent."""
+
+    def __post_init__(self) -> None:
+        here = f"shape of kind {self.kind}"
+        fixed = self.kind in ("classification", "pairs")
+        require(not fixed or len(self.labels) > 1, f"{here}: labels needs at least two labels")
+        words = list(self.labels.values())
+        require(len(set(words)) == len(words), f"{here}: two labels have the same words")
+        require(self.kind != "choices" or bool(self.options), f"{here}: options names no column")
+        require(self.kind != "extraction" or bool(self.types), f"{here}: types names no type")
+        names = list(self.types.values())
+        require(len(set(names)) == len(names), f"{here}: two types have the same words")
+        require(
+            self.kind != "translation" or bool(self.forward or self.backward),
+            f"{here}: forward and backward are both empty",
+        )
+        require(self.joiner != "", f"{here}: joiner is empty")
+        require(
+            self.show_options or self.answer == "text",
+            f"{here}: answer=option needs show_options=true",
+        )
+        require(
+            not self.balance or fixed or self.kind == "choices",
+            f"{here}: balance needs labels, so classification, pairs or choices",
+        )
+        for column, pattern in self.patterns.items():
+            try:
+                groups = re.compile(pattern).groupindex
+            except re.error as error:
+                raise ValueError(f"{here}: pattern of {column}: {error}") from None
+            require(bool(groups), f"{here}: pattern of {column} has no named group (?P<name>...)")
+
+    @property
+    def shown(self) -> dict[str, str]:
+        """`inputs`, or what stands for none."""
+        return self.inputs or _INPUTS.get(self.kind, {})

@@ -51,7 +51,11 @@ def test_requirements_hold_what_the_package_needs() -> None:
     section = re.search(r"^dependencies = \[\n(.*?)^\]", text, re.MULTILINE | re.DOTALL)
     assert section
     core = requirements(re.findall(r'"([^"]+)"', section[1]))
-    assert set(named) - set(core) == {"mindformers"}
+    optional = text.partition("[project.optional-dependencies]")[2].partition("\n[")[0]
+    groups = re.findall(r"^(?!dev)\w+ = \[(.*)\]$", optional, re.MULTILINE)
+    extra = requirements(re.findall(r'"([^"]+)"', " ".join(groups)))
+    assert set(named) - set(core) - set(extra) == {"mindformers"}
+    assert set(extra) <= set(named)
     for name, bound in core.items():
         if name == "mindspore":
             assert (named[name], bound) == ("==2.9.0", ">=2.9,<2.11")

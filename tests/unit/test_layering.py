@@ -33,6 +33,7 @@ GROUPS = {
 }
 _BELOW = "assets files config nn weights tokenizers runtime models data families checkpoint"
 GROUPS.update(convert=_BELOW, generate=_BELOW, evaluate=_BELOW, train=_BELOW + " evaluate")
+GROUPS.update(measure=_BELOW + " evaluate generate", finetune=_BELOW + " evaluate train")
 GROUPS.update(cli="", __main__="cli", __init__="")
 # Modules at the top level that belong to a group of another name.
 ALIASES = {

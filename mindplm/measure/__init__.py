@@ -1,0 +1,1 @@
+"""Measuring models on tasks: metrics with confidence intervals, task runs, predictions, tables."""

@@ -13,12 +13,13 @@ from typing import Any, Literal, Optional, Protocol
 
 from mindplm.config_generate import GenerateConfig as GenerateConfig
 from mindplm.config_shape import ShapeConfig as ShapeConfig
+from mindplm.config_train import OptimConfig as OptimConfig
+from mindplm.config_train import TrainConfig as TrainConfig
 from mindplm.errors import ConfigError
 from mindplm.strict import (
     Source,
     apply_overrides,
     at_least,
-    between,
     build,
     describe,
     key_paths,
@@ -65,9 +66,12 @@ class RuntimeConfig:
     """Type of weights and activations in the compiled graphs."""
     compile_cache: str = ""
     """Folder that keeps compiled graphs between runs; empty: none."""
+    peak_tflops: float = 0.0
+    """Matrix products of one device in 10^12 operations a second, which the share of use (mfu)
+    in the log relates to; 0: measured at the start."""
 
     def __post_init__(self) -> None:
-        at_least("runtime", self, seed=0, threads=0)
+        at_least("runtime", self, seed=0, threads=0, peak_tflops=0)
 
 
 @dataclass(frozen=True)
@@ -145,91 +149,14 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
-class OptimConfig:
-    """Optimizer and learning-rate schedule."""
-
-    name: Literal["adamw", "adam_l2"] = "adamw"
-    """adamw: decoupled decay; adam_l2: decay added to the gradient."""
-    lr: float = 1e-4
-    """Peak learning rate; with noam the base that is divided by the root of the step."""
-    beta1: float = 0.9
-    """Decay of the first moment."""
-    beta2: float = 0.999
-    """Decay of the second moment."""
-    eps: float = 1e-8
-    """Added to the root of the second moment."""
-    eps_corrected: bool = True
-    """Whether that root is the bias-corrected one; not so in the programs of BERT and GPT-1."""
-    weight_decay: float = 0.01
-    """Strength of weight decay."""
-    decay: Literal["matrices", "all"] = "matrices"
-    """What decays: only weight matrices (no norms, embeddings, bias tables), or everything."""
-    schedule: Literal["noam", "cosine", "linear", "constant"] = "cosine"
-    """Shape of the learning rate after warm-up."""
-    warmup_steps: int = 0
-    """Optimizer steps of linear warm-up."""
-    warmup_from_zero: bool = False
-    """Whether the first step of the warm-up has learning rate 0, as in most original programs."""
-    power: float = 1.0
-    """Exponent of the falling line of linear."""
-    min_lr_ratio: float = 0.1
-    """Last learning rate of cosine and linear, as a part of lr."""
-    clip_norm: float = 1.0
-    """Largest global norm of the gradient; 0: no clipping."""
-
-    def __post_init__(self) -> None:
-        require(self.lr > 0, f"optim.lr={self.lr}, expected > 0")
-        require(self.eps > 0, f"optim.eps={self.eps}, expected > 0")
-        require(self.power > 0, f"optim.power={self.power}, expected > 0")
-        between("optim", self, 0, 1, "beta1", "beta2")
-        at_least("optim", self, weight_decay=0, warmup_steps=0, clip_norm=0)
-        require(
-            0 <= self.min_lr_ratio <= 1,
-            f"optim.min_lr_ratio={self.min_lr_ratio}, expected 0 <= value <= 1",
-        )
-        require(
-            self.schedule != "noam" or self.warmup_steps > 0,
-            "optim.schedule=noam needs optim.warmup_steps >= 1, got 0",
-        )
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """Length of training, batches and what is written."""
-
-    steps: int
-    """Optimizer steps."""
-    output: str
-    """Run folder: checkpoints, metrics, curves."""
-    batch_size: int = 32
-    """Rows of an optimizer step, all devices together."""
-    micro_batch_size: int = 0
-    """Rows of one pass on one device; 0: the device's whole share of batch_size."""
-    log_every: int = 10
-    """Steps between two log lines."""
-    eval_every: int = 0
-    """Steps between two validations; 0: only at the end."""
-    save_every: int = 500
-    """Steps between two checkpoints; 0: only at the end."""
-    keep_last: int = 2
-    """Checkpoints that are kept; 0: all."""
-    resume: str = "auto"
-    """auto: go on from the newest checkpoint of the run folder if there is one; never: start
-    anew, refused if there is one; or the folder of a checkpoint to go on from."""
-
-    def __post_init__(self) -> None:
-        require(self.output != "", "train.output is empty, expected a folder")
-        require(self.resume != "", "train.resume is empty, expected auto, never or a folder")
-        at_least("train", self, steps=1, batch_size=1, micro_batch_size=0, log_every=1)
-        at_least("train", self, eval_every=0, save_every=0, keep_last=0)
-
-
-@dataclass(frozen=True)
 class ParallelConfig:
     """How a run is spread over devices."""
 
     data: int = 1
     """Devices that each take a share of every batch."""
+    recompute: bool = False
+    """Keep only the inputs of the blocks in the forward pass and compute the rest again for the
+    gradients: less memory, about a third more arithmetic."""
 
     def __post_init__(self) -> None:
         at_least("parallel", self, data=1)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import mindspore as ms
 import numpy as np
@@ -80,6 +80,7 @@ class Evaluator:
         *,
         total: int,
         progress: bool = True,
+        gather: Callable[..., np.ndarray] | None = None,
     ) -> Score:
         """Sums the losses of all batches.
 
@@ -87,6 +88,8 @@ class Evaluator:
             batches: (columns, info) pairs; of info, "chars" and "rows" are summed.
             total: Number of batches, for the progress bar.
             progress: Show a bar on a terminal.
+            gather: Where each process has a part of every batch: gives the numbers of all of them,
+                [processes, numbers].
 
         Raises:
             DataError: Nothing in the batches is predicted.
@@ -99,6 +102,9 @@ class Evaluator:
             targets += round(float(count.asnumpy()))
             chars += info["chars"]
             rows += len(info["rows"])
+        if gather is not None:
+            nats, targets = gather(nats, targets).sum(0).tolist()
+            targets = round(targets)
         if not targets:
             raise DataError("the evaluation rows predict nothing")
         return Score(nats, targets, chars, rows)

@@ -57,6 +57,8 @@ class Family:
     """network -> the two cells of writing, see `generate.compiled.CompiledNetwork`."""
     scorer_ref: str = ""
     """network -> what `generate.scoring` measures with."""
+    step_flops_ref: str = ""
+    """(config, tokens=, targets=, seq_len=) -> operations of a training step; "": not known."""
 
     def part(self, name: str) -> Any:
         """Loads one part: part("cell") is what cell_ref names.
@@ -103,6 +105,7 @@ FAMILIES: dict[str, Family] = {
         layout_ref="mindplm.generate.bee_layout:BeeLayout",
         decode_ref="mindplm.models.cpm_bee.decode:writing_cells",
         scorer_ref="mindplm.generate.scoring:Scorer",
+        step_flops_ref=_BEE + "step_flops",
     ),
 }
 

@@ -11,10 +11,13 @@ import glob
 import importlib
 import logging
 import os
+import resource
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Callable
 
 from mindplm.config import RuntimeConfig
@@ -142,6 +145,53 @@ def settle(value: Any) -> Any:
     a read of the result it does not. A device of its own computes on while Python goes ahead.
     """
     return value.asnumpy() if device_target() == "CPU" else value
+
+
+def steps_ahead() -> int:
+    """Steps that Python may be ahead of the results it has read; none where it waits for each."""
+    return 0 if device_target() == "CPU" else 1
+
+
+def peak_memory_bytes() -> int:
+    """Most memory that was in use so far: of the device, on CPU of the process."""
+    if device_target() == "CPU":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    import mindspore as ms
+
+    return int(ms.runtime.max_memory_allocated())
+
+
+def start_profile(folder: Path) -> Any:
+    """Starts MindSpore's profiler, which has a method stop; None on CPU, where it has none."""
+    if device_target() == "CPU":
+        return None
+    from mindspore import profiler
+
+    activities = [profiler.ProfilerActivity.CPU, profiler.ProfilerActivity.NPU]
+    handler = profiler.tensorboard_trace_handler(str(folder))
+    made = profiler.profile(activities=activities, on_trace_ready=handler)
+    made.start()
+    return made
+
+
+def measured_flops(dtype: str) -> float:
+    """Operations a second of a large matrix product in a type, the median of a few."""
+    import mindspore as ms
+    import numpy as np
+
+    size = 512 if device_target() == "CPU" else 8192
+
+    @ms.jit
+    def product(a, b):
+        return ms.ops.matmul(a, b)
+
+    one = ms.Tensor(np.ones((size, size), np.float32)).astype(compute_dtype(dtype))
+    seconds = []
+    for _ in range(6):
+        begin = time.perf_counter()
+        product(one, one).asnumpy()
+        seconds.append(time.perf_counter() - begin)
+    return 2.0 * size**3 / sorted(seconds[1:])[2]
 
 
 def num_cores() -> int:

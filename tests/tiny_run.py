@@ -98,7 +98,14 @@ def run(verb: str, config: Path, *overrides: str) -> str:
 
 
 # Values of metrics.jsonl that depend on how fast the machine is.
-_CLOCK = ("time", "train/step_ms", "train/tokens_per_s", "train/wait")
+_CLOCK = (
+    "time",
+    "train/step_ms",
+    "train/tokens_per_s",
+    "train/wait",
+    "train/mfu",
+    "train/memory_gb",
+)
 
 
 def numbers(run_folder: Path) -> list[dict[str, float]]:

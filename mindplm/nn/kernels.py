@@ -17,6 +17,12 @@ def on_cpu() -> bool:
     return ms.get_context("device_target") == "CPU"
 
 
+@ms.constexpr
+def on_ascend() -> bool:
+    """Whether graphs are being built for Ascend."""
+    return ms.get_context("device_target") == "Ascend"
+
+
 SQRT_HALF = 0.7071067811865476
 ROOT_TWO_OVER_PI = 0.7978845608028654
 # Added to the logits of masked positions; finite, so that a row of masks is no NaN anywhere.
@@ -98,3 +104,15 @@ def column_sum(x_nv):
         ones = ops.ones((1, x_nv.shape[0]), ms.float32)
         return ops.MatMul()(ones, x_nv).reshape((x_nv.shape[1],))
     return x_nv.sum(0)
+
+
+def overflowed(grads):
+    """Whether the chip noted an overflow, fp32 scalar 1 or 0; infinities that show are not meant.
+
+    Ascend chips that saturate give no infinities: there only a register tells, and it must be read
+    before gradients of several devices are added up. Everywhere else the norm of the gradients is
+    infinite or no number after an overflow.
+    """
+    if on_ascend():
+        return 1.0 - ms.amp.all_finite(grads).astype(ms.float32)
+    return Tensor(0.0, ms.float32)

@@ -45,7 +45,8 @@ def from_arrays(parameters: Iterable[Parameter], arrays: Mapping[str, Any], sour
             raise CheckpointError(
                 f"{source}: {name} has shape {tuple(arrays[name].shape)}, expected {item.shape}"
             )
-        value = Tensor(np.ascontiguousarray(arrays[name])).astype(item.dtype)
+        value = np.ascontiguousarray(arrays[name]).reshape(item.shape)  # it gives scalars an axis
+        value = Tensor(value).astype(item.dtype)
         if item.has_init:
             item.set_data(value)
         else:

@@ -23,7 +23,8 @@ class Metrics:
     """Writes the values of a run in all forms; on ranks other than 0 it writes nothing.
 
     Names are paths: train/loss, train/lr, train/grad_norm, train/step_ms, train/tokens_per_s,
-    valid/loss. All go to the files; the console line shows these and everything under valid/.
+    task/poems, valid/loss. All go to the files; the console line shows those of `_SHOWN` and
+    everything under valid/.
 
     Args:
         run_folder: Where metrics.jsonl and the folder tensorboard are.
@@ -133,6 +134,12 @@ _SHOWN = {
     "train/grad_norm": lambda value: f"grad {value:.2f}",
     "train/step_ms": lambda value: f"{value:.0f} ms",
     "train/tokens_per_s": lambda value: f"{thousands(value)} tok/s",
+    "train/mfu": lambda value: f"mfu {100 * value:.0f}%",
+    "train/memory_gb": lambda value: f"{value:.1f} GB",
+    "train/loss_scale": lambda value: f"scale {value:g}",
+    "train/overflows": lambda value: f"overflows {value}",
+    "train/skipped": lambda value: f"skipped {value}",
+    "train/spikes": lambda value: f"spikes {value}",
 }
 
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+from mindspore.common.initializer import Zero
 
 from mindplm.config import OptimConfig
 
@@ -18,11 +19,9 @@ def decayed(weight: Parameter, which: str) -> bool:
     return which == "all" or (weight.ndim > 1 and not table)
 
 
-class Scalars(NamedTuple):
-    """The numbers of one optimizer step; they enter the graph as one fp32 vector."""
+class Rates(NamedTuple):
+    """The numbers of one update that change from step to step."""
 
-    per_target: float
-    """Factor on the loss sum and so on its gradients."""
     lr: float
     """Learning rate with the bias corrections in it."""
     eps: float
@@ -30,13 +29,11 @@ class Scalars(NamedTuple):
     decay: float
     """What a weight loses, or what of it is added to its gradient."""
 
-    def tensor(self) -> Tensor:
-        """fp32 [4]."""
-        return Tensor(np.array(self, np.float32))
-
 
 class Adam(nn.Cell):
     """One optimizer step over all parameters, in place.
+
+    Weights in half precision follow fp32 masters, rounded after each step.
 
     With decoupled decay w <- w - lr * m^ / (sqrt(v^) + eps) - lr * decay * w; otherwise decay * w
     is added to the gradient. m^ and v^ are the bias-corrected moments.
@@ -47,8 +44,10 @@ class Adam(nn.Cell):
     def __init__(self, weights: list[Parameter], config: OptimConfig):
         super().__init__()
         self.weights = ParameterTuple(weights)
-        self.moment1 = self.weights.clone(prefix="adam_m", init="zeros")
-        self.moment2 = self.weights.clone(prefix="adam_v", init="zeros")
+        self.half = any(weight.dtype != ms.float32 for weight in weights)
+        self.masters = ParameterTuple([_master(weight) for weight in weights])
+        self.moment1 = ParameterTuple([zeros(weight, "adam_m.") for weight in weights])
+        self.moment2 = ParameterTuple([zeros(weight, "adam_v.") for weight in weights])
         self.decays = tuple(
             config.weight_decay > 0 and decayed(weight, config.decay) for weight in weights
         )
@@ -59,8 +58,8 @@ class Adam(nn.Cell):
         self.update = ops.Adam()
         self.numbers = config
 
-    def scalars(self, lr: float, step: int, num_targets: float) -> Scalars:
-        """The numbers of the step after `step` completed ones.
+    def rates(self, lr: float, updates: int) -> Rates:
+        """The numbers of the update after `updates` completed ones.
 
         The bias corrections are computed here: in fp32 the operator would lose half of the digits
         of 1 - beta2^n in the first steps. Its epsilon stands before the correction of the second
@@ -68,33 +67,36 @@ class Adam(nn.Cell):
         """
         # The betas as the operator sees them, so that the weights of its sums add up to one.
         left1, left2 = (
-            1 - float(np.float32(beta)) ** (step + 1)
+            1 - float(np.float32(beta)) ** (updates + 1)
             for beta in (self.numbers.beta1, self.numbers.beta2)
         )
-        return Scalars(
-            per_target=1.0 / max(num_targets, 1.0),
+        return Rates(
             lr=lr * math.sqrt(left2) / left1,
             eps=self.numbers.eps * (math.sqrt(left2) if self.numbers.eps_corrected else 1.0),
             decay=self.numbers.weight_decay * (lr if self.decoupled else 1.0),
         )
 
-    def construct(self, grads, scalars_4):
+    def construct(self, grads, rates_3, inverse_scale):
         """Updates all weights.
 
         Args:
-            grads: One gradient a weight.
-            scalars_4: `Scalars` as a tensor.
+            grads: One gradient a weight, in the weight's type or fp32.
+            rates_3: `Rates` as a tensor.
+            inverse_scale: One divided by the loss scale, which the gradients carry; used for half
+                weights only.
         """
-        _, lr, eps, decay = scalars_4
+        lr, eps, decay = rates_3
         done: tuple[Tensor, ...] = ()
         for i in range(len(self.weights)):
-            weight, grad = self.weights[i], grads[i]
+            weight, master, grad = self.weights[i], self.masters[i], grads[i]
+            if self.half:
+                grad = grad.astype(ms.float32) * inverse_scale
             if self.decays[i] and self.decoupled:
-                grad = ops.depend(grad, ops.assign(weight, weight * (1.0 - decay)))
+                grad = ops.depend(grad, ops.assign(master, master * (1.0 - decay)))
             elif self.decays[i]:
-                grad = grad + weight * decay
+                grad = grad + master * decay
             result = self.update(
-                weight,
+                master,
                 self.moment1[i],
                 self.moment2[i],
                 self.no_power,
@@ -105,5 +107,23 @@ class Adam(nn.Cell):
                 eps,
                 grad,
             )
-            done = done + (result[0],)
+            moved = result[0]
+            if self.half:
+                value = ops.depend(master, moved).astype(weight.dtype)
+                moved = ops.assign(weight, value)
+            done = done + (moved,)
         return done
+
+
+def zeros(weight: Parameter, prefix: str) -> Parameter:
+    """An fp32 parameter of a weight's shape."""
+    values = Tensor(shape=weight.shape, dtype=ms.float32, init=Zero())
+    return Parameter(values, name=prefix + weight.name, requires_grad=False)
+
+
+def _master(weight: Parameter) -> Parameter:
+    """The fp32 copy of a half weight that small updates add up in; an fp32 weight is its own."""
+    if weight.dtype == ms.float32:
+        return weight
+    values = weight.astype(ms.float32).asnumpy()
+    return Parameter(Tensor(values), name=f"master.{weight.name}", requires_grad=False)

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
 import mindspore as ms
 import numpy as np
-from mindspore import ParameterTuple, Tensor, nn, ops
+from mindspore import Parameter, Tensor, nn, ops
 
-from mindplm.nn.kernels import sum_squares
-from mindplm.train.optim import Adam, Scalars
+from mindplm.nn.kernels import overflowed, sum_squares
+from mindplm.train.optim import Adam, Rates, zeros
+from mindplm.train.scaler import LossScale, scalar
+
+LARGEST = float(np.finfo(np.float32).max)
+"""Any finite loss is at most this; infinity is not."""
+_HEAD = 4
+"""Numbers before the rates in the vector that enters a step."""
 
 
 def global_norm(grads):
@@ -18,84 +28,223 @@ def global_norm(grads):
     return ops.sqrt(total)
 
 
+@dataclass(frozen=True)
+class Numbers:
+    """What a step is told beside its batch.
+
+    Attributes:
+        targets: Predicted positions of the whole global batch.
+        rates: The optimizer's numbers for `updates` completed updates, for one more, and so on;
+            the step takes the row of the updates that were really made.
+        updates: See rates.
+        loss_limit: The weights do not move at a larger loss.
+        stop: This process wants the run to stop.
+    """
+
+    targets: float
+    rates: Sequence[Rates]
+    updates: int = 0
+    loss_limit: float = LARGEST
+    stop: bool = False
+
+    def tensor(self) -> Tensor:
+        """fp32 [4 + 3 * number of rates]."""
+        head = (1.0 / max(self.targets, 1.0), self.loss_limit, float(self.stop), self.updates)
+        return Tensor(np.concatenate([np.array(head), *self.rates]).astype(np.float32))
+
+
+class Report(NamedTuple):
+    """What a step tells.
+
+    Attributes:
+        loss: Nats a target, of the global batch.
+        norm: Norm of the gradient before clipping.
+        moved: Whether the weights moved; they do not when a number is not finite.
+        scale: Loss scale that it ran with.
+        updates: Updates made so far.
+        stops: Number of processes that want to stop.
+        task_nats: Loss sum of each task.
+        task_targets: Predicted positions of each task.
+    """
+
+    loss: float
+    norm: float
+    moved: bool
+    scale: float
+    updates: int
+    stops: int
+    task_nats: np.ndarray
+    task_targets: np.ndarray
+
+    @staticmethod
+    def of(values: np.ndarray) -> Report:
+        """From the vector that a step returns."""
+        loss, norm, moved, scale, updates, stops = values[:6].tolist()
+        nats, targets = values[6:].reshape(2, -1)
+        return Report(loss, norm, bool(moved), scale, int(updates), round(stops), nats, targets)
+
+
+class _Facts(nn.Cell):
+    """The loss times a factor, and the sums that are reported: loss, losses and targets of tasks.
+
+    All of them add up over micro-batches and devices.
+    """
+
+    def __init__(self, loss: nn.Cell, num_tasks: int):
+        super().__init__(auto_prefix=False)
+        self.loss, self.num_tasks = loss, num_tasks
+
+    def construct(self, factor, *columns):
+        if not self.num_tasks:
+            total, _ = self.loss(*columns)
+            return total * factor, ops.stop_gradient(total).reshape((1,))
+        nll_n, real_n = self.loss.tokens(*columns[:-1])
+        nll_n = nll_n * real_n
+        total = nll_n.sum()
+        wanted = ops.arange(self.num_tasks).astype(ms.int32).expand_dims(1)
+        own = (columns[-1].reshape((1, -1)) == wanted).astype(ms.float32)
+        both = ops.stop_gradient(ops.stack((nll_n, real_n), 1))
+        sums = ops.MatMul()(own, both).swapaxes(0, 1).reshape((-1,))
+        return total * factor, ops.concat((ops.stop_gradient(total).reshape((1,)), sums))
+
+
+class _Move(nn.Cell):
+    """Adds gradients up over the devices, clips them and moves the weights if all is finite."""
+
+    def __init__(self, optimizer: Adam, scaler: LossScale, *, clip_norm: float, world: int):
+        super().__init__(auto_prefix=False)
+        self.optimizer, self.scaler, self.clip_norm = optimizer, scaler, clip_norm
+        self.updates = scalar(0, "updates")
+        self.world = world
+        if world > 1:
+            self.reduce = ops.AllReduce()
+
+    def clipped(self, grads, norm, scale):
+        """The gradients with a norm of at most clip_norm * scale, in their own types."""
+        if self.clip_norm == 0:
+            return grads
+        factor = ops.minimum(self.clip_norm * scale / (norm + 1e-6), Tensor(1.0, ms.float32))
+        result: tuple[Tensor, ...] = ()
+        for grad in grads:
+            result = result + ((grad * factor).astype(grad.dtype),)
+        return result
+
+    def construct(self, grads, facts, numbers):
+        """Returns the vector of `Report`."""
+        over = overflowed(grads).reshape((1,)) if self.scaler.dynamic else numbers[2:3] * 0.0
+        facts = ops.concat((facts, numbers[2:3], over))
+        if self.world > 1:
+            facts = self.reduce(facts)
+            summed: tuple[Tensor, ...] = ()
+            for grad in grads:
+                summed = summed + (self.reduce(grad),)
+            grads = summed
+        scale, updates = self.scaler.scale * 1.0, self.updates * 1.0
+        loss = facts[0] * numbers[0]
+        norm = global_norm(grads)
+        ok = ops.logical_and(ops.isfinite(norm), loss <= numbers[1])
+        ok = ops.logical_and(ok, facts[-1] == 0)
+        rates_n3 = numbers[_HEAD:].reshape((-1, 3))
+        row = updates - numbers[3]
+        ok = ops.logical_and(ok, ops.logical_and(row >= 0, row < rates_n3.shape[0]))
+        rates = ops.gather(rates_n3, ops.clamp(row.astype(ms.int32), min=0), 0)
+        told = norm / scale
+        if ok:
+            done = self.optimizer(self.clipped(grads, norm, scale), rates, 1.0 / scale)
+            told = ops.depend(told, done)
+        moved = ok.astype(ms.float32)
+        updates = updates + moved
+        told = ops.depend(told, (ops.assign(self.updates, updates), self.scaler(ok)))
+        head = ops.stack((loss, told, moved, scale, updates, facts[-2]))
+        return ops.concat((head, facts[1:-2]))
+
+
 class TrainStep:
     """Computes the loss of a batch and moves the weights, in one compiled graph.
 
     With several micro-batches there are two graphs: one adds up gradients, one moves the weights.
     Gradients are those of the loss sum divided by the targets of the whole global batch, which the
-    caller knows beforehand, so cutting a batch changes nothing.
+    caller knows beforehand, so cutting a batch changes nothing. With several devices each computes
+    its part, and gradients are added up once.
 
     Args:
         loss: Cell from columns to (loss sum, number of targets).
         optimizer: The optimizer over the loss cell's weights.
         clip_norm: Largest global norm of the gradient; 0 turns clipping off.
         num_micro: Micro-batches of a step.
+        scaler: The loss scale; none is needed for fp32 weights.
+        world: Devices that each take a share of every batch.
+        num_tasks: Tasks whose losses are told; the loss cell has `tokens` then, and `tasks`, the
+            number of the task of each target, is the last column.
     """
 
-    def __init__(self, loss: nn.Cell, optimizer: Adam, *, clip_norm: float, num_micro: int):
+    def __init__(
+        self,
+        loss: nn.Cell,
+        optimizer: Adam,
+        *,
+        clip_norm: float,
+        num_micro: int,
+        scaler: LossScale | None = None,
+        world: int = 1,
+        num_tasks: int = 0,
+    ):
         self.num_micro = num_micro
         self.optimizer = optimizer
+        self.scaler = scaler or LossScale(optimizer.numbers, dynamic=False)
         weights = optimizer.weights
-        self.sums = weights.clone(prefix="grad_sum", init="zeros") if num_micro > 1 else None
-        sums: ParameterTuple = self.sums
-
-        def loss_sum(per_target, *columns):
-            total, count = loss(*columns)
-            return total * per_target, count
-
-        gradient = ops.value_and_grad(loss_sum, None, weights, has_aux=True)
-
-        def move(grads, scalars):
-            norm = global_norm(grads)
-            if clip_norm > 0:
-                factor = ops.minimum(clip_norm / (norm + 1e-6), Tensor(1.0, ms.float32))
-                clipped: tuple[Tensor, ...] = ()
-                for grad in grads:
-                    clipped = clipped + (grad * factor,)
-                grads = clipped
-            return ops.depend(norm, optimizer(grads, scalars))
+        move = _Move(optimizer, self.scaler, clip_norm=clip_norm, world=world)
+        self._updates = move.updates
+        self.sums = ms.ParameterTuple(zeros(w, "grad_sum.") for w in weights if num_micro > 1)
+        self._none = np.zeros(1 + 2 * num_tasks, np.float32)
+        sums, scale = self.sums, self.scaler.scale
+        gradient = ops.value_and_grad(_Facts(loss, num_tasks), None, weights, has_aux=True)
 
         @ms.jit
-        def whole(scalars, *columns):
-            (value, _), grads = gradient(scalars[0], *columns)
-            return value, move(grads, scalars)
+        def whole(numbers, *columns):
+            (_, facts), grads = gradient(numbers[0] * scale, *columns)
+            return move(grads, facts, numbers)
 
         @ms.jit
-        def micro(scalars, *columns):
-            (value, _), grads = gradient(scalars[0], *columns)
+        def micro(numbers, *columns):
+            (_, facts), grads = gradient(numbers[0] * scale, *columns)
             for i in range(len(grads)):
-                value = ops.depend(value, ops.assign_add(sums[i], grads[i]))
-            return value
+                facts = ops.depend(facts, ops.assign_add(sums[i], grads[i].astype(ms.float32)))
+            return facts
 
         @ms.jit
-        def finish(scalars):
-            norm = move(sums, scalars)
+        def finish(numbers, facts):
+            report = move(sums, facts, numbers)
             for i in range(len(sums)):
-                norm = ops.depend(norm, ops.assign(sums[i], ops.zeros_like(sums[i])))
-            return norm
+                report = ops.depend(report, ops.assign(sums[i], ops.zeros_like(sums[i])))
+            return report
 
         self.whole, self.micro, self.finish = whole, micro, finish
 
-    def __call__(self, columns: dict[str, np.ndarray], shared: set[str], scalars: Scalars):
+    def state(self) -> list[Parameter]:
+        """What a checkpoint keeps beside weights and moments."""
+        return [*self.scaler.state(), self._updates]
+
+    def __call__(self, columns: Mapping[str, np.ndarray], shared: set[str], numbers: Numbers):
         """Runs one optimizer step.
 
         Args:
-            columns: Arrays of the global batch in the training cell's order; those named in
+            columns: Arrays of this device's rows in the training cell's order; those named in
                 `shared` belong to every micro-batch, the others are cut along the first axis.
             shared: Names of the columns that are not cut.
-            scalars: Numbers of the step.
+            numbers: Numbers of the step.
 
         Returns:
-            (loss in nats a target, gradient norm before clipping), two fp32 tensors not yet read.
+            The vector of `Report`, fp32, not yet read.
         """
-        numbers = scalars.tensor()
+        vector = numbers.tensor()
         if self.num_micro == 1:
-            return self.whole(numbers, *(Tensor(a) for a in columns.values()))
-        value = Tensor(0.0, ms.float32)
+            return self.whole(vector, *(Tensor(a) for a in columns.values()))
+        facts = Tensor(self._none)
         for part in range(self.num_micro):
             cut = []
             for name, array in columns.items():
                 size = 0 if name in shared else len(array) // self.num_micro
                 cut.append(Tensor(array[part * size : (part + 1) * size] if size else array))
-            value = value + self.micro(numbers, *cut)
-        return value, self.finish(numbers)
+            facts = facts + self.micro(vector, *cut)
+        return self.finish(vector, facts)

@@ -142,7 +142,7 @@ def test_training_compiles_once(name, num_micro):
     with Graphs() as evaluation:
         evaluator(batches, total=2, progress=False)
     assert evaluation.count == 1
-    moments = [*stepper.optimizer.moment1, *stepper.optimizer.moment2]
+    moments = [*stepper.optimizer.moment1, *stepper.optimizer.moment2, *stepper.step.state()]
     with Graphs() as later:
         stepper(turned)
         evaluator(batches, total=2, progress=False)

@@ -28,7 +28,7 @@ from mindplm.runtime import setup
 from mindplm.tokenizers.cpm_bee import CpmBeeTokenizer
 from mindplm.tokenizers.vocab import build_vocab
 from mindplm.train.optim import Adam
-from mindplm.train.step import TrainStep
+from mindplm.train.step import Numbers, Report, TrainStep
 
 Columns = dict[str, np.ndarray]
 
@@ -109,10 +109,11 @@ class Stepper:
     def __call__(self, columns: Columns) -> tuple[float, float]:
         """One step; loss per target and gradient norm."""
         num_targets = int((columns["targets"] >= 0).sum())
-        scalars = self.optimizer.scalars(self.lr, self.done, num_targets)
-        loss, norm = self.step(columns, self.tiny.shared, scalars)
+        rates = self.optimizer.rates(self.lr, self.done)
+        numbers = Numbers(num_targets, [rates], self.done)
+        report = Report.of(self.step(columns, self.tiny.shared, numbers).asnumpy())
         self.done += 1
-        return float(loss.asnumpy()), float(norm.asnumpy())
+        return report.loss, report.norm
 
     def weights(self) -> dict[str, np.ndarray]:
         return {p.name: p.asnumpy() for p in self.model.trainable_params()}

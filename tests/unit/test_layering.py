@@ -41,6 +41,7 @@ ALIASES = {
     "yaml_io": "config",
     "tensors": "files",
     "config_generate": "config",
+    "config_train": "config",
     "config_lora": "config",
     "config_shape": "config",
     "config_task": "config",

@@ -8,13 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny_run
-from mindspore import Tensor
 
 from mindplm import cli, families, train
 from mindplm.checkpoint import RunFolder
 from mindplm.data.loader import RowStream
 from mindplm.data.records import open_folder
-from mindplm.errors import UserError
 from mindplm.train import loop
 from mindplm.train.metrics import read_metrics
 
@@ -120,38 +118,3 @@ def test_what_changes_the_steps_to_come_is_told(
         err = capsys.readouterr().err
         assert ("warning" in err) == bool(wanted), err
         assert wanted is None or wanted in err
-
-
-# --- one window of log lines ----------------------------------------------------------------------
-
-
-def window(losses: list[float], norms: list[float]) -> loop._Window:
-    made = loop._Window()
-    for loss, norm in zip(losses, norms):
-        made.losses.append(Tensor(np.float32(loss)))
-        made.norms.append(Tensor(np.float32(norm)))
-        made.target_counts.append(10)
-    made.tokens = 64 * len(losses)
-    return made
-
-
-def test_a_window_tells_the_last_norm_and_the_speed() -> None:
-    made = window([1, 2], [3, 4])
-    made.begin_s -= 0.5
-    values = made.values(7)
-    assert (values["train/loss"], values["train/grad_norm"]) == (1.5, 4.0)
-    assert 250 <= values["train/step_ms"] < 400
-    assert values["train/tokens_per_s"] == pytest.approx(64_000 / values["train/step_ms"])
-
-
-@pytest.mark.parametrize(
-    ("losses", "norms", "bad"),
-    [
-        ([1, np.nan, np.nan], [1, 1, 1], 8),
-        ([1, 1, 1], [np.inf, 1, 1], 7),
-        ([1, 1, np.inf], [1] * 3, 9),
-    ],
-)
-def test_numbers_that_are_none_name_their_step(losses: Any, norms: Any, bad: int) -> None:
-    with pytest.raises(UserError, match=f"step {bad} has loss"):
-        window(losses, norms).values(9)

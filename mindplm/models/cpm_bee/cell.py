@@ -17,7 +17,7 @@ from mindplm.nn.block import Block
 from mindplm.nn.feed_forward import GatedFeedForward
 from mindplm.nn.kernels import masked, one_below
 from mindplm.nn.layers import RMSNorm, parameter
-from mindplm.nn.loss import ProjectedNll, masked_sums, take_positions
+from mindplm.nn.loss import IGNORE, ProjectedNll, masked_sums, take_positions
 from mindplm.nn.mask import packed_mask
 from mindplm.nn.position import distance_buckets, rotary_frequencies
 
@@ -278,6 +278,11 @@ class CpmBeeLoss(nn.Cell):
         real = one_below(ext_ids.shape[0], num_ext)
         ext = embed(ext_ids, ext_sub)
         return self.nll(wanted, embed.weight, ext, real, labels, self.no_bias)[0]
+
+    def tokens(self, *columns):
+        """Losses [B * T] in nats, and 1 or 0 for places with and without a target, both fp32."""
+        real = columns[11].reshape((-1,)) != IGNORE
+        return self.token_losses(*columns), real.astype(ms.float32)
 
     def construct(self, *columns):
         return masked_sums(self.token_losses(*columns), columns[11].reshape((-1,)))

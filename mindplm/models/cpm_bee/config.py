@@ -167,6 +167,22 @@ def num_parameters(config: CpmBeeConfig) -> int:
     return sum(math.prod(shape) for shape in parameter_shapes(config).values())
 
 
+def step_flops(config: CpmBeeConfig, *, tokens: int, targets: int, seq_len: int) -> float:
+    """Operations of the matrix products of a training step: forward, and twice that backward.
+
+    Args:
+        config: The model's sizes.
+        tokens: Real tokens of the batch.
+        targets: Predicted positions; only these are projected onto the vocabulary.
+        seq_len: Keys that each token is compared with.
+    """
+    hidden, inner = config.hidden_size, config.num_heads * config.head_dim
+    attention = 4 * hidden * inner + 2 * inner * seq_len
+    per_token = len(config.attention_layers) * attention
+    per_token += len(config.ffn_layers) * 3 * hidden * config.ffn_size
+    return 6.0 * (tokens * per_token + targets * hidden * config.vocab_size)
+
+
 # --- other projects' names ------------------------------------------------------------------------
 
 _WEIGHT = ".weight"

@@ -1,0 +1,256 @@
+"""Model, optimizer, data and run folder of one training run, and how they are saved and resumed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mindplm import checkpoint as folders
+from mindplm import config as settings
+from mindplm import runtime
+from mindplm.checkpoint import Checkpoint, RunFolder, TrainState
+from mindplm.config import RunConfig
+from mindplm.data import prepare
+from mindplm.data.loader import RowStream, eval_batches
+from mindplm.evaluate import Evaluator, Score
+from mindplm.families import family, vocab_path
+from mindplm.nn.init import initialise
+from mindplm.nn.values import from_arrays, load_model, to_arrays
+from mindplm.train.health import Health
+from mindplm.train.optim import Adam
+from mindplm.train.ranks import Gather
+from mindplm.train.saving import Writer
+from mindplm.train.scaler import LossScale
+from mindplm.train.schedule import learning_rate
+from mindplm.train.step import Numbers, TrainStep
+
+
+class Trainer:
+    """Everything that a run consists of.
+
+    Args:
+        config: The run's settings.
+        found: The device and ranks.
+        gather: Exchanges numbers between the ranks.
+
+    Attributes:
+        done: Finished steps: batches taken from the data.
+        updates: Steps that moved the weights; the schedule counts these.
+    """
+
+    def __init__(self, config: RunConfig, found: runtime.Runtime, gather: Gather):
+        self.config, self.found, self.gather = config, found, gather
+        parts = family(config.family)
+        self.tokenizer = parts.part("tokenizer").from_file(vocab_path(config.tokenizer))
+        size = self.tokenizer.vocab_size
+        if config.model.vocab_size != size:
+            raise settings.ConfigError(
+                f"model.vocab_size={config.model.vocab_size}, but {vocab_path(config.tokenizer)} "
+                f"has {size} entries; leave model.vocab_size out"
+            )
+        self.kind = parts.part("rows")
+        self.rows = prepare.rows(config, self.tokenizer, "train", self.kind)
+        self.model = parts.part("cell")(config.model, runtime.compute_dtype(config.runtime.dtype))
+        self.loss = parts.part("loss")(self.model)
+        self.shared = set(parts.part("shared_columns"))
+        initialise(self.model, config.runtime.seed)
+        if config.parallel.recompute:
+            for block in self.model.blocks:
+                block.recompute()
+        self.optimizer = Adam(list(self.model.trainable_params()), config.optim)
+        self.scaler = LossScale(config.optim, dynamic=config.runtime.dtype == "float16")
+        by_task = hasattr(self.loss, "tokens") and "spans" in self.kind.columns
+        self.task_names = self.rows.task_names if by_task else []
+        self.step = TrainStep(
+            self.loss,
+            self.optimizer,
+            clip_norm=config.optim.clip_norm,
+            num_micro=config.accumulation,
+            scaler=self.scaler,
+            world=found.world,
+            num_tasks=len(self.task_names),
+        )
+        self.run = RunFolder(config.train.output)
+        events = self.run.root if found.rank == 0 else None
+        self.health = Health(config.train, events, str(self.rows.path))
+        self.flops = parts.part("step_flops") if parts.step_flops_ref else None
+        self.done = self.updates = 0
+
+    # --- one step ---------------------------------------------------------------------------------
+
+    def launch(self, columns: dict[str, np.ndarray], info: dict[str, Any], stop: bool) -> Any:
+        """Begins a step; its report may not be there yet.
+
+        `updates` may be behind by the steps whose reports are not read yet, if none of them was
+        skipped; the step gets the rates of each possible number of updates.
+        """
+        optim, total = self.config.optim, self.config.train.steps
+        possible = range(self.updates, self.updates + runtime.steps_ahead() + 1)
+        numbers = Numbers(
+            info["targets"],
+            [self.optimizer.rates(learning_rate(optim, n, total), n) for n in possible],
+            self.updates,
+            self.health.loss_limit,
+            stop,
+        )
+        if self.task_names:
+            columns = {**columns, "tasks": target_tasks(columns, info["tasks"])}
+        return runtime.settle(self.step(columns, self.shared, numbers))
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the last update."""
+        optim, total = self.config.optim, self.config.train.steps
+        return learning_rate(optim, max(self.updates - 1, 0), total)
+
+    def step_flops(self, info: dict[str, Any]) -> float:
+        """Arithmetic that a batch needs; 0 where the family does not say."""
+        if self.flops is None:
+            return 0.0
+        return self.flops(
+            self.config.model,
+            tokens=info["tokens"],
+            targets=info["targets"],
+            seq_len=self.config.data.seq_len,
+        )
+
+    # --- checkpoints ------------------------------------------------------------------------------
+
+    def resume(self) -> Checkpoint | None:
+        """Takes weights, moments and the step from a checkpoint, if there is one to go on from.
+
+        Rank 0 chooses it, checks it and sets newer ones aside; the others read the same.
+        """
+        wish, checkpoint = self.config.train.resume, None
+        if self.found.rank == 0:
+            checkpoint = self.run.resume(wish)
+            name = "-1" if checkpoint is None else checkpoint.folder.name.rpartition("-")[2]
+            self.gather(int(name) if wish == "auto" or checkpoint is None else 0)
+        else:
+            step = int(self.gather(0)[0, 0])
+            if step >= 0:
+                named = Path(wish) if wish != "auto" else self.run.path_of(step)
+                checkpoint = folders.read(named, verify=False)
+        if checkpoint is None:
+            return None
+        self._check_same(checkpoint)
+        state = checkpoint.train()
+        if state is None:
+            raise settings.ConfigError(f"{checkpoint.folder} holds no state of training")
+        weights = checkpoint.weights()
+        load_model(self.model, weights, str(checkpoint.folder))
+        if self.optimizer.half:
+            masters = {f"master.{w.name}": weights[w.name] for w in self.optimizer.weights}
+            from_arrays(self.optimizer.masters, masters, str(checkpoint.folder))
+        arrays = dict(state.arrays)
+        if (checkpoint.run or {}).get("runtime", {}).get("dtype") != self.config.runtime.dtype:
+            arrays.update({n: a.copy() for n, a in to_arrays(self.scaler.state()).items()})
+        from_arrays(self.state(), arrays, f"{checkpoint.folder}/train")
+        self.done, self.updates = state.step, state.meta.get("updates", state.step)
+        self.health.load(state.meta.get("health", {}))
+        return checkpoint
+
+    def _check_same(self, checkpoint: Checkpoint) -> None:
+        """Refuses a checkpoint of another model or vocabulary."""
+        was, now = (settings.to_dict(c) for c in (checkpoint.model(), self.config.model))
+        changes = [
+            f"model.{key} was {was[key]}, is {now[key]}" for key in now if was[key] != now[key]
+        ]
+        for name, data in self.tokenizer.files().items():
+            if (checkpoint.folder / name).read_bytes() != data:
+                changes.append(f"{name} is another vocabulary")
+        if changes:
+            raise settings.ConfigError(
+                f"{checkpoint.folder} does not fit: {'; '.join(changes)}; choose another "
+                "train.output, or train with the settings of the checkpoint"
+            )
+
+    def state(self) -> list[Any]:
+        """What a checkpoint keeps beside the weights: moments, loss scale, number of updates."""
+        return [*self.optimizer.moment1, *self.optimizer.moment2, *self.step.state()]
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """All weights as a checkpoint keeps them: fp32 where there are masters."""
+        arrays = to_arrays(self.model.get_parameters())
+        if self.optimizer.half:
+            masters = to_arrays(self.optimizer.masters)
+            arrays.update({n.partition(".")[2]: array for n, array in masters.items()})
+        return arrays
+
+    def save(self, writer: Writer) -> None:
+        """Writes the checkpoint of the steps done, or begins to; rank 0 does it for all."""
+        if self.found.rank:
+            return
+        weights, state = self.weights(), to_arrays(self.state())
+        if writer.background:
+            writer.wait()  # no more than one copy in memory
+            weights = {name: array.copy() for name, array in weights.items()}
+            state = {name: array.copy() for name, array in state.items()}
+        config = settings.to_dict(self.config)
+        meta = {
+            "seed": self.config.runtime.seed,
+            "updates": self.updates,
+            "health": self.health.state(),
+        }
+        train = TrainState(self.done, state, meta)
+        files, keep = self.tokenizer.files(), self.config.train.keep_last
+
+        def write() -> Path:
+            return self.run.save(
+                train,
+                family=self.config.family,
+                model_config=config["model"],
+                weights=weights,
+                tokenizer_files=files,
+                run=config,
+                keep_last=keep,
+            )
+
+        writer.submit(write)
+
+    # --- data -------------------------------------------------------------------------------------
+
+    def stream(self) -> RowStream:
+        """The training rows of this rank from the next step on."""
+        return RowStream(
+            self.rows,
+            seed=self.config.runtime.seed,
+            batch_size=self.config.train.batch_size,
+            rank=self.found.rank,
+            world=self.found.world,
+            start_step=self.done,
+        )
+
+
+class Validation:
+    """The validation rows of a run, each rank taking its part, and the forward pass over them."""
+
+    def __init__(self, trainer: Trainer):
+        self.found, self.gather = trainer.found, trainer.gather
+        self.size = trainer.config.micro_batch_size * self.found.world
+        self.rows = prepare.rows(trainer.config, trainer.tokenizer, "valid", trainer.kind)
+        self.evaluator = Evaluator(trainer.loss)
+
+    def __call__(self) -> Score:
+        """Loss over all validation rows."""
+        rank, world = self.found.rank, self.found.world
+        batches = eval_batches(self.rows, batch_size=self.size, rank=rank, world=world)
+        total = -(-len(self.rows) // self.size)
+        return self.evaluator(batches, total=total, progress=rank == 0, gather=self.gather)
+
+
+def target_tasks(columns: dict[str, np.ndarray], tasks: list[list[int]]) -> np.ndarray:
+    """The task of each target, int32 [B, T]; -1 where there is no target.
+
+    Args:
+        columns: Of a batch of packed rows: spans, target_pos, targets.
+        tasks: For each row the task of each of its spans.
+    """
+    spans = np.take_along_axis(columns["spans"], columns["target_pos"], 1)
+    result = np.full(spans.shape, -1, np.int32)
+    for row, of_spans in enumerate(tasks):
+        real = columns["targets"][row] >= 0
+        result[row, real] = np.array(of_spans, np.int32)[spans[row, real]]
+    return result

@@ -32,6 +32,10 @@ class GenerateConfig:
     """Sample among the best tokens that together reach this probability."""
     min_p: float = 0.0
     """Sample among the tokens of at least this share of the best one's probability."""
+    filter_first: bool = False
+    """Cut by top_k and top_p before the temperature, as CPM-1's own program does."""
+    no_repeat_ngram: int = 0
+    """No run of so many tokens is written twice; 0: no such rule."""
     repetition_penalty: float = 1.0
     """Divides the positive and multiplies the negative logits of written tokens."""
     repetition_window: int = 0
@@ -40,6 +44,8 @@ class GenerateConfig:
     """Penalise the ids that were fed, begin marks too; or the tokens that were written."""
     length_penalty: float = 1.0
     """Exponent of the length that a beam's score is divided by."""
+    early_stopping: bool = False
+    """End the search with as many finished beams as there are beams (not of cpm_bee)."""
     strict: bool = False
     """Refuse a '<' that opens no known tag, as the original does, instead of escaping it."""
     buckets: tuple[int, ...] = (32, 64, 128, 256, 512, 1024, 2048)
@@ -47,7 +53,7 @@ class GenerateConfig:
 
     def __post_init__(self) -> None:
         at_least("generate", self, max_new_tokens=1, beams=1, temperature=0, top_k=0)
-        at_least("generate", self, min_new_tokens=0, num_best=1)
+        at_least("generate", self, min_new_tokens=0, num_best=1, no_repeat_ngram=0)
         at_least("generate", self, repetition_penalty=1, repetition_window=0)
         require(0 < self.top_p <= 1, f"generate.top_p={self.top_p}, expected 0 < value <= 1")
         require(

@@ -41,6 +41,9 @@ def policy_maker(config: GenerateConfig, seeds: Sequence[int]) -> PolicyMaker:
         penalize_written=config.repetition_form == "written",
         stop=config.stop,
         min_p=config.min_p,
+        filter_first=config.filter_first,
+        no_repeat_ngram=config.no_repeat_ngram,
+        early_stopping=config.early_stopping,
     )
     if config.beams > 1:
         return lambda plan, _: BeamSearch(

@@ -29,15 +29,18 @@ class Plan:
         blanks: For each sentence its blanks in order: (segment id, number).
         vocab_size: Classes before the appended ones.
         bos_id: Opens a blank.
-        eos_id: Closes a blank.
+        eos_id: Closes a blank; -1: nothing does.
         unk_id: Forbidden unless `allowed_unk`.
-        newline_id: A line break.
+        newline_id: A line break; -1: there is none.
         ext_ids: int32 [E], base id of each appended class.
         ext_sub: int32 [E], sub index of each appended class.
         allowed_ext: bool [sentences, E].
         allowed_unk: bool [sentences].
         piece: (sentence, class) -> its text, needed for stop strings only.
         unwritten: Special entries that stand for no text; sampling never draws them.
+        begins: For each sentence the token that opens its first blank; none: bos_id.
+        before: For each sentence the tokens before that one, which rules on repetition count.
+        hf_search: Beams end as those of HF Transformers do, not as CPM-Bee's.
     """
 
     blanks: Sequence[Sequence[tuple[int, int]]]
@@ -52,6 +55,9 @@ class Plan:
     allowed_unk: np.ndarray
     piece: Callable[[int, int], str] | None = None
     unwritten: Sequence[int] = ()
+    begins: Sequence[int] = ()
+    before: Sequence[Sequence[int]] = ()
+    hf_search: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,9 @@ class Extras:
             of on the base ids that were fed, among which is the begin mark.
         stop: A blank is closed when its text holds one of these.
         min_p: Sampling keeps the classes of at least this share of the best one's probability.
+        filter_first: Sampling is cut by top_k and top_p before the temperature shapes what is left.
+        no_repeat_ngram: No run of so many tokens is written twice; 0: no such rule.
+        early_stopping: A search of HF's kind ends with as many finished beams as there are beams.
     """
 
     per_blank: bool = False
@@ -73,10 +82,15 @@ class Extras:
     penalize_written: bool = False
     stop: tuple[str, ...] = ()
     min_p: float = 0.0
+    filter_first: bool = False
+    no_repeat_ngram: int = 0
+    early_stopping: bool = False
 
     def __post_init__(self) -> None:
         if self.min_new_tokens < 0:
             raise ConfigError(f"min_new_tokens={self.min_new_tokens}, expected at least 0")
+        if self.no_repeat_ngram < 0:
+            raise ConfigError(f"no_repeat_ngram={self.no_repeat_ngram}, expected at least 0")
         if not 0 <= self.min_p <= 1:
             raise ConfigError(f"min_p={self.min_p}, expected 0 <= min_p <= 1")
         if isinstance(self.stop, str) or not all(self.stop):
@@ -128,16 +142,21 @@ class Rows:
         self._blank_limit = max_new_tokens if extras.per_blank else 0
         self.blank = np.zeros(num, np.int32)
         first = [plan.blanks[s][0][0] for s in self.sentence.tolist()]
+        begins = np.array(plan.begins or [plan.bos_id] * len(plan.blanks), np.int32)
         self.next = Feed(
-            np.full(num, plan.bos_id, np.int32),
+            begins[self.sentence],
             np.zeros(num, np.int32),
             np.array(first, np.int32),
             np.zeros(num, np.int32),
         )
         # What the penalty counts: ids as fed, or classes as written with -1 for a begin mark.
         self.classes = np.full(num, -1, np.int32)
-        self.fed = np.zeros((num, self.limit), np.int32)
-        self.num_fed = 0
+        self._num_before = max(map(len, plan.before), default=0)
+        self.fed = np.full((num, self._num_before + self.limit), -1, np.int32)
+        for row, sentence in enumerate(self.sentence.tolist() if self._num_before else ()):
+            ids = plan.before[sentence]
+            self.fed[row, self._num_before - len(ids) : self._num_before] = ids
+        self.num_fed = self._num_before
         self._tails = [""] * num
         self._tail = max(map(len, extras.stop), default=1) - 1
         self._no_unk = np.flatnonzero(~plan.allowed_unk[self.sentence])
@@ -181,7 +200,10 @@ class Rows:
         return bool(last) and self._closes(row, token)
 
     def scores(self, logits: np.ndarray, penalty: float, window: int) -> np.ndarray:
-        """Logits of the real classes after the bans and the repetition penalty, a copy, fp32."""
+        """Logits of the real classes after the bans and the repetition penalty, a copy, fp32.
+
+        For a search of HF's kind they are log-probabilities before that.
+        """
         written = self._extras.penalize_written
         self.fed[:, self.num_fed] = self.classes if written else self.next.ids
         self.num_fed += 1
@@ -190,13 +212,20 @@ class Rows:
         values = np.array(logits[: len(self.sentence), :num_classes], np.float32)
         if np.isnan(values).any():
             raise FloatingPointError("the network returned NaN; its weights are not usable")
+        if self._plan.hf_search:
+            log_softmax(values)
         values[self._no_unk, self._plan.unk_id] = FORBIDDEN
         values[:, vocab_size:][self._no_ext] = FORBIDDEN
         if penalty != 1.0:
-            first = max(0, self.num_fed - window) if window else 0
+            first = self._num_before if written else 0
+            first = max(first, self.num_fed - window) if window else first
             _penalize(values, self.fed[:, first : self.num_fed], penalty)
-        short = self.next.positions < self._extras.min_new_tokens
-        values[short, self._plan.eos_id] = FORBIDDEN
+        if self._extras.no_repeat_ngram:
+            for row, fed in enumerate(self.fed[:, : self.num_fed]):
+                values[row, _repeats(fed[fed >= 0], self._extras.no_repeat_ngram)] = FORBIDDEN
+        if self._plan.eos_id >= 0:
+            short = self.next.positions < self._extras.min_new_tokens
+            values[short, self._plan.eos_id] = FORBIDDEN
         return values
 
     def _closes(self, row: int, token: int) -> bool:
@@ -223,6 +252,22 @@ def _penalize(values: np.ndarray, seen: np.ndarray, penalty: float) -> None:
     old = np.take_along_axis(values, seen, axis=1)
     factor = np.where(real.any(axis=1, keepdims=True), np.float32(penalty), np.float32(1))
     np.put_along_axis(values, seen, np.where(old < 0, old * factor, old / factor), axis=1)
+
+
+def _repeats(ids: np.ndarray, size: int) -> np.ndarray:
+    """The ids that would end a run of `size` tokens that is there already."""
+    if len(ids) < size:
+        return ids[:0]
+    runs = np.lib.stride_tricks.sliding_window_view(ids, size)
+    last = ids[len(ids) - size + 1 :]
+    return runs[(runs[:, :-1] == last).all(axis=1), -1]
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Log-probabilities over the last axis, computed in place in fp32."""
+    logits -= logits.max(axis=-1, keepdims=True)
+    logits -= np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    return logits
 
 
 def check_limits(max_new_tokens: int, repetition_penalty: float, repetition_window: int) -> None:

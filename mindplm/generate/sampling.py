@@ -59,6 +59,7 @@ class Sampler:
             raise ConfigError(f"{len(seeds)} seeds for {num} prompts; expected one for each")
         self._plan, self._temperature = plan, temperature
         self._cuts = (top_k, top_p, extras.min_p)
+        self._filter_first = extras.filter_first
         self._penalty, self._window = repetition_penalty, repetition_window
         self._nonempty = nonempty and temperature > 0
         # The order of the appended classes depends on the prompts beside; what is drawn must not.
@@ -79,7 +80,8 @@ class Sampler:
         scores = self._rows.scores(logits, self._penalty, self._window)
         if self._nonempty:
             opening = self._rows.next.positions == 0
-            scores[np.ix_(opening, [self._plan.eos_id, self._plan.newline_id])] = FORBIDDEN
+            banned = [i for i in (self._plan.eos_id, self._plan.newline_id) if i >= 0]
+            scores[np.ix_(opening, banned)] = FORBIDDEN
         if self._temperature and self._plan.unwritten:
             scores[:, self._plan.unwritten] = FORBIDDEN
         self._left -= 1
@@ -107,7 +109,12 @@ class Sampler:
     def _draw(self, scores: np.ndarray, row: int) -> int:
         if self._temperature == 0:
             return int(scores.argmax())
-        classes, weights = nucleus(scores[self._order] / self._temperature, *self._cuts)
+        scores, heat = scores[self._order], self._temperature
+        if self._filter_first:
+            classes, weights = nucleus(scores, *self._cuts)
+            weights = weights ** (1.0 / heat)
+        else:
+            classes, weights = nucleus(scores / heat, *self._cuts)
         edges = np.cumsum(weights)
         point = self._streams[row].random() * edges[-1]
         drawn = min(int(np.searchsorted(edges, point, side="right")), len(classes) - 1)

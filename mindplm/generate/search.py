@@ -8,6 +8,7 @@ import numpy as np
 
 from mindplm.errors import ConfigError
 from mindplm.generate.rows import PLAIN, Extras, Feed, Pairs, Plan, Rows, check_limits
+from mindplm.generate.rows import log_softmax as log_softmax
 
 _LATER_BEAM = np.float32(-1e9)
 _BLOCK = 128
@@ -48,6 +49,11 @@ class _Hypotheses:
         full = len(self._kept) >= self._size
         return full and self._worst >= best_total / step**self._exponent
 
+    def is_over(self, best_total: float, length: int, early: bool) -> bool:
+        """The same by the test of HF Transformers, with the length that the next would have."""
+        full = len(self._kept) >= self._size
+        return full and (early or self._worst >= best_total / length**self._exponent)
+
     def ranked(self) -> list[Pairs]:
         """What is kept, the best first, the earlier one on ties."""
         ranked = sorted(self._kept, key=lambda kept: -kept[0])
@@ -69,7 +75,10 @@ def _pairs(written: _Written | None) -> Pairs:
 
 
 class BeamSearch:
-    """The beam search of CPM-Bee.
+    """The beam search of CPM-Bee, or if the plan says so that of HF Transformers.
+
+    HF's does not count an end mark among the worse half of the candidates as an end, and tests
+    after each step whether a sentence is done.
 
     `done` tells which sentences are finished. After each `advance`, `candidate_scores` and
     `candidates` hold the 2 x beams best continuations of every sentence, best first (of no meaning
@@ -84,7 +93,7 @@ class BeamSearch:
         length_penalty: A hypothesis' score is its sum / length ** length_penalty.
         extras: Rules beyond the original's.
 
-    Source: the beam search of OpenBMB CPM-Bee, in our own form.
+    Source: the beam searches of OpenBMB CPM-Bee and of HF Transformers, in our own form.
     """
 
     def __init__(
@@ -103,6 +112,7 @@ class BeamSearch:
             raise ConfigError(f"beams={beams}, expected at least 1")
         self._beams = beams
         self._penalty, self._window = repetition_penalty, repetition_window
+        self._hf, self._early = plan.hf_search, extras.early_stopping
         self._rows = Rows(plan, beams, max_new_tokens, extras)
         self._last_step = self._rows.limit - 1
         num = len(plan.blanks)
@@ -121,7 +131,9 @@ class BeamSearch:
 
     def advance(self, logits: np.ndarray) -> np.ndarray | None:
         """Takes logits [rows, classes or more]; the row each new row continues, None at the end."""
-        scores = log_softmax(self._rows.scores(logits, self._penalty, self._window))
+        scores = self._rows.scores(logits, self._penalty, self._window)
+        if not self._hf:
+            log_softmax(scores)
         num_classes = scores.shape[1]
         scores += self._totals.reshape(-1, 1)
         flat = scores.reshape(len(self.done), -1)
@@ -130,15 +142,19 @@ class BeamSearch:
         chosen: list[tuple[int, int]] = []
         written = list(self._written)
         for sentence, finished in enumerate(self._finished):
-            totals = self.candidate_scores[sentence]
-            done = self.done[sentence] or finished.is_done(float(totals[0]), self._step)
+            best = float(self.candidate_scores[sentence][0])
+            done = self.done[sentence] or (not self._hf and finished.is_done(best, self._step))
             self.done[sentence] = done
             if done:
                 continue
             running = self._walk(sentence, num_classes)
-            if not running and self._step < self._last_step:
+            over = self._hf and finished.is_over(best, self._step + 1, self._early)
+            if over or (not running and self._step < self._last_step):
                 self.done[sentence] = True
                 continue
+            if self._hf and self._step == self._last_step:
+                for total, row, token in running:
+                    finished.add(self._extend(row, token), float(total))
             for beam, (total, row, token) in enumerate(running):
                 target = sentence * self._beams + beam
                 parents[target] = row
@@ -174,11 +190,13 @@ class BeamSearch:
         """Stores finished candidates; returns those that continue: (score, row, class)."""
         running: list[tuple[np.float32, int, int]] = []
         pairs = zip(self.candidate_scores[sentence], self.candidates[sentence].tolist())
-        for total, candidate in pairs:
+        last = self._step == self._last_step and not self._hf
+        for rank, (total, candidate) in enumerate(pairs):
             beam, token = divmod(candidate, num_classes)
             row = sentence * self._beams + beam
-            if self._step == self._last_step or self._rows.ends(row, token):
-                self._finished[sentence].add(self._extend(row, token), float(total))
+            if last or self._rows.ends(row, token):
+                if rank < self._beams or not self._hf:
+                    self._finished[sentence].add(self._extend(row, token), float(total))
             else:
                 running.append((total, row, token))
                 if len(running) == self._beams:
@@ -200,13 +218,6 @@ def _common(pairs: list[Pairs]) -> Pairs:
         if any(other[i] != pair for other in pairs):
             return shortest[:i]
     return shortest
-
-
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Log-probabilities over the last axis, computed in place in fp32."""
-    logits -= logits.max(axis=-1, keepdims=True)
-    logits -= np.log(np.exp(logits).sum(axis=-1, keepdims=True))
-    return logits
 
 
 def best_of(scores: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:

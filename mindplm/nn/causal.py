@@ -157,3 +157,8 @@ class CausalStep(nn.Cell):
         bias = mask_bias((filled_bs != 0).expand_dims(1))
         x_b1d, caches = read_token(model.blocks, x_b1d, bias, parents_b, slot_1, old)
         return (model.project(model.end(x_b1d[:, 0])), *caches)
+
+
+def writing_cells(model: CausalModel) -> tuple[CausalPrefill, CausalStep]:
+    """The two passes of writing over one network."""
+    return CausalPrefill(model), CausalStep(model)

@@ -121,6 +121,16 @@ class BpeTokenizer:
         text = "".join(piece for i in ids if (piece := self.by_id[i]) not in hidden)
         return text.replace(END, " ").strip() if self._end else text
 
+    def text_of(self, token: int) -> str:
+        """The text of one id, with the space behind it if its word ends."""
+        piece = self.by_id[token]
+        return piece.replace(END, " ") if self._end else piece
+
+    @property
+    def silent_ids(self) -> list[int]:
+        """Ids that stand for no text."""
+        return [self.unk_id, *(i for i in self.specials.values() if i != self.eos_id)]
+
     def cut(self, word: str) -> tuple[str, ...]:
         """The pieces of a word."""
         known = self._known.get(word)

@@ -1,0 +1,76 @@
+"""Greedy and beam search of the causal families against those of HF Transformers."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+from conftest import golden_dirs
+from test_gpt1 import hf_model
+
+from mindplm.config import GenerateConfig, RuntimeConfig
+from mindplm.generate.compiled import CompiledNetwork
+from mindplm.generate.engine import Engine
+from mindplm.generate.policies import most_tokens, policy_maker
+from mindplm.generate.text_layout import TextLayout, TextPrompt
+from mindplm.nn.causal import writing_cells
+from mindplm.runtime import setup
+
+FAMILIES = ("gpt1",)
+NAMES = {
+    "num_beams": "beams",
+    "num_return_sequences": "num_best",
+    "no_repeat_ngram_size": "no_repeat_ngram",
+    "repetition_penalty": "repetition_penalty",
+    "length_penalty": "length_penalty",
+    "early_stopping": "early_stopping",
+}
+
+
+def models(family: str, tag: str):
+    """(network, config, end mark) of a golden set."""
+    assert family == "gpt1"
+    model, config = hf_model(tag)
+    return model, config, -1
+
+
+def settings(args: dict, most: int) -> GenerateConfig:
+    chosen = {NAMES[name]: value for name, value in args.items() if name in NAMES}
+    assert set(args) <= {*NAMES, "do_sample", "max_length", "min_length"}
+    return GenerateConfig(max_new_tokens=most, buckets=(16,), **chosen)
+
+
+FILES = [(family, path) for family in FAMILIES for path in golden_dirs(family, "generate_*.json")]
+
+
+@pytest.mark.parametrize(("family", "path"), FILES, ids=lambda v: getattr(v, "stem", v))
+def test_what_is_written_is_what_transformers_write(family, path):
+    setup(RuntimeConfig(device="cpu"))
+    model, config, end = models(family, path.stem.split("_")[1])
+    tokenizer = SimpleNamespace(
+        vocab_size=config.vocab_size, eos_id=end, unk_id=0, silent_ids=[], text_of=str
+    )
+    network = CompiledNetwork(*writing_cells(model))
+    layout = TextLayout(tokenizer, config, lambda record, _: record["input"])
+    for run in json.loads(path.read_text()):
+        prompts = [TextPrompt(tuple(ids)) for ids in run["prompt"]]
+        length = run.get("max_length") or run["args"]["max_length"]
+        chosen = settings(run["args"], length - len(prompts[0]))
+        engine = Engine(network, layout, buckets=chosen.buckets, batch_size=3, fill=True)
+        written = dict(
+            engine.run(
+                prompts,
+                policy_maker(chosen, [0] * len(prompts)),
+                rows_per_prompt=chosen.beams,
+                max_new_tokens=most_tokens(chosen, prompts),
+            )
+        )
+        found = []
+        for i, prompt in enumerate(prompts):
+            for pairs in written[i].ranked[: chosen.num_best]:
+                ids = [*prompt.ids, *(token for token, _ in pairs)]
+                found.append(ids + [5] * (length - len(ids)))
+        wanted = [ids + [5] * (length - len(ids)) for ids in run["sequences"]]
+        assert found == wanted, run["name"]
+    assert network.num_graphs[0] == 1

@@ -26,10 +26,16 @@ class OptimConfig:
     """Whether that root is the bias-corrected one; not so in the programs of BERT and GPT-1."""
     weight_decay: float = 0.01
     """Strength of weight decay."""
-    decay: Literal["matrices", "all"] = "matrices"
-    """What decays: only weight matrices (no norms, embeddings, bias tables), or everything."""
-    schedule: Literal["noam", "cosine", "linear", "constant"] = "cosine"
-    """Shape of the learning rate after warm-up."""
+    decay: Literal["matrices", "tables", "all"] = "matrices"
+    """What decays: weight matrices (no norms, biases, embeddings, bias tables); with tables also
+    embeddings and bias tables; or everything."""
+    decay_corrected: bool = False
+    """Whether decoupled decay follows the rate with its bias corrections, as in GPT-1's program."""
+    schedule: Literal["noam", "cosine", "linear", "constant", "exponential"] = "cosine"
+    """Shape of the learning rate after warm-up; exponential has the forms of CPM-1 only."""
+    schedule_form: Literal["library", "gpt1", "cpm1", "cpm1_pretrain"] = "library"
+    """How warm-up and shape are put together: as here, or as in the programs of GPT-1, of CPM-1's
+    fine-tuning, of CPM-1's pretraining; those leave power and warmup_from_zero aside."""
     warmup_steps: int = 0
     """Optimizer steps of linear warm-up."""
     warmup_from_zero: bool = False
@@ -62,6 +68,14 @@ class OptimConfig:
         require(
             0 <= self.min_lr_ratio <= 1,
             f"optim.min_lr_ratio={self.min_lr_ratio}, expected 0 <= value <= 1",
+        )
+        require(
+            self.schedule != "exponential" or self.schedule_form.startswith("cpm1"),
+            "optim.schedule=exponential needs optim.schedule_form=cpm1 or cpm1_pretrain",
+        )
+        require(
+            self.schedule != "noam" or self.schedule_form == "library",
+            f"optim.schedule=noam needs optim.schedule_form=library, got {self.schedule_form}",
         )
         require(
             self.schedule != "noam" or self.warmup_steps > 0,

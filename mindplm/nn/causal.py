@@ -14,7 +14,7 @@ from mindspore import Tensor, nn, ops
 from mindplm.nn.cache import read_rows, read_token
 from mindplm.nn.kernels import mask_bias
 from mindplm.nn.layers import Embedding
-from mindplm.nn.loss import ProjectedNll, TokenNll, masked_sums, take_positions
+from mindplm.nn.loss import IGNORE, ProjectedNll, TokenNll, masked_sums, take_positions
 from mindplm.nn.mask import causal_mask
 
 
@@ -116,6 +116,11 @@ class CausalLoss(nn.Cell):
         target_pos, targets = columns[3:]
         hidden = self.model(*columns[:3])
         return self.losses(take_positions(hidden, target_pos), targets.reshape((-1,)))
+
+    def tokens(self, *columns):
+        """Losses [B * P] in nats, and 1 or 0 for places with and without a target, both fp32."""
+        real = columns[4].reshape((-1,)) != IGNORE
+        return self.token_losses(*columns), real.astype(ms.float32)
 
     def construct(self, *columns):
         return masked_sums(self.token_losses(*columns), columns[4].reshape((-1,)))

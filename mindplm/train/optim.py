@@ -14,9 +14,9 @@ from mindplm.config import OptimConfig
 
 
 def decayed(weight: Parameter, which: str) -> bool:
-    """Whether weight decay applies: to everything, or to matrices but not to tables."""
+    """Whether weight decay applies: to everything, or to matrices, or to these but no tables."""
     table = weight.name.endswith(("embed.weight", "position_bias.weight"))
-    return which == "all" or (weight.ndim > 1 and not table)
+    return which == "all" or (weight.ndim > 1 and not (table and which == "matrices"))
 
 
 class Rates(NamedTuple):
@@ -70,10 +70,12 @@ class Adam(nn.Cell):
             1 - float(np.float32(beta)) ** (updates + 1)
             for beta in (self.numbers.beta1, self.numbers.beta2)
         )
+        corrected = lr * math.sqrt(left2) / left1
+        decay_rate = corrected if self.numbers.decay_corrected else lr
         return Rates(
-            lr=lr * math.sqrt(left2) / left1,
+            lr=corrected,
             eps=self.numbers.eps * (math.sqrt(left2) if self.numbers.eps_corrected else 1.0),
-            decay=self.numbers.weight_decay * (lr if self.decoupled else 1.0),
+            decay=self.numbers.weight_decay * (decay_rate if self.decoupled else 1.0),
         )
 
     def construct(self, grads, rates_3, inverse_scale):

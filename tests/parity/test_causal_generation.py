@@ -73,4 +73,3 @@ def test_what_is_written_is_what_transformers_write(family, path):
                 found.append(ids + [5] * (length - len(ids)))
         wanted = [ids + [5] * (length - len(ids)) for ids in run["sequences"]]
         assert found == wanted, run["name"]
-    assert network.num_graphs[0] == 1

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, Optional, Protocol
 
 from mindplm.config_generate import GenerateConfig as GenerateConfig
+from mindplm.config_parallel import ParallelConfig as ParallelConfig
 from mindplm.config_shape import ShapeConfig as ShapeConfig
 from mindplm.config_train import OptimConfig as OptimConfig
 from mindplm.config_train import TrainConfig as TrainConfig
@@ -149,20 +150,6 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
-class ParallelConfig:
-    """How a run is spread over devices."""
-
-    data: int = 1
-    """Devices that each take a share of every batch."""
-    recompute: bool = False
-    """Keep only the inputs of the blocks in the forward pass and compute the rest again for the
-    gradients: less memory, about a third more arithmetic."""
-
-    def __post_init__(self) -> None:
-        at_least("parallel", self, data=1)
-
-
-@dataclass(frozen=True)
 class RunConfig:
     """All settings of a run."""
 
@@ -180,8 +167,20 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         batch, data = self.train.batch_size, self.parallel.data
+        passes = self.parallel.micro_batches
         micro = self.train.micro_batch_size or 1
         per_pass = micro * data
+        require(
+            not passes or batch % (data * passes) == 0,
+            f"train.batch_size={batch} is not a multiple of parallel.data x "
+            f"parallel.micro_batches = {data} x {passes} = {data * passes}",
+        )
+        require(
+            not (passes and self.train.micro_batch_size) or batch == per_pass * passes,
+            f"train.batch_size={batch} is not train.micro_batch_size x parallel.data x "
+            f"parallel.micro_batches = {micro} x {data} x {passes} = {per_pass * passes}; "
+            "leave one of them out",
+        )
         require(
             batch % per_pass == 0,
             f"train.batch_size={batch} is not a multiple of train.micro_batch_size x "
@@ -197,7 +196,8 @@ class RunConfig:
     @property
     def micro_batch_size(self) -> int:
         """Rows of one pass on one device."""
-        return self.train.micro_batch_size or self.train.batch_size // self.parallel.data
+        share = self.train.batch_size // self.parallel.data
+        return self.train.micro_batch_size or share // max(self.parallel.micro_batches, 1)
 
     @property
     def accumulation(self) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mindplm import assets
+from mindplm import assets, shards
 from mindplm import config as settings
 from mindplm.errors import ConfigError, VocabError
 
@@ -55,6 +55,10 @@ class Family:
     """(tokenizer, config) -> `generate.layout.Layout`, for families that write."""
     decode_ref: str = ""
     """network -> the two cells of writing, see `generate.compiled.CompiledNetwork`."""
+    plan_ref: str = ""
+    """The `ShardPlan`, for families that can be cut over devices."""
+    sharded_ref: str = ""
+    """(config, dtype, rows of the embedding, stage of each block) -> the plan's training cell."""
     scorer_ref: str = ""
     """network -> what `generate.scoring` measures with."""
     step_flops_ref: str = ""
@@ -104,6 +108,8 @@ FAMILIES: dict[str, Family] = {
         rows_ref="mindplm.data.bee_rows:ROWS",
         layout_ref="mindplm.generate.bee_layout:BeeLayout",
         decode_ref="mindplm.models.cpm_bee.decode:writing_cells",
+        plan_ref="mindplm.models.cpm_bee.plan:PLAN",
+        sharded_ref="mindplm.models.cpm_bee.sharded:ShardedCpmBeeLoss",
         scorer_ref="mindplm.generate.scoring:Scorer",
         step_flops_ref=_BEE + "step_flops",
     ),
@@ -125,10 +131,32 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> settings.Run
         overrides: `key=value` texts, later ones win.
     """
     config = settings.read_config(path, overrides, FAMILIES)
-    if config.model.vocab_size:
-        return config
-    size = vocab_lines(vocab_path(config.tokenizer))
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=size))
+    if not config.model.vocab_size:
+        size = vocab_lines(vocab_path(config.tokenizer))
+        model = dataclasses.replace(config.model, vocab_size=size)
+        config = dataclasses.replace(config, model=model)
+    check_layout(config)
+    return config
+
+
+def check_layout(config: settings.RunConfig) -> None:
+    """Checks a layout over devices against the family's shard plan, if one is asked for.
+
+    Raises:
+        ConfigError: The family has no plan, or something does not divide.
+    """
+    if not config.parallel.by_plan:
+        return
+    parts = family(config.family)
+    if not parts.plan_ref:
+        able = ", ".join(name for name, entry in FAMILIES.items() if entry.plan_ref)
+        raise ConfigError(
+            f"family {config.family} has no shard plan, so only parallel.data is accepted; "
+            f"families with one: {able}"
+        )
+    rows = shards.vocab_rows(config.model.vocab_size, config.parallel)
+    padded = dataclasses.replace(config.model, vocab_size=rows)
+    shards.check(parts.part("plan"), config, parts.part("shapes")(padded))
 
 
 def config_from_dict(

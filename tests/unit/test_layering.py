@@ -43,6 +43,8 @@ ALIASES = {
     "config_generate": "config",
     "config_train": "config",
     "config_lora": "config",
+    "config_parallel": "config",
+    "shards": "config",
     "config_shape": "config",
     "config_task": "config",
     "adapters": "checkpoint",
@@ -56,7 +58,7 @@ FREE = [
     "config", "strict", "yaml_io", "errors", "families", "files", "tensors", "checkpoint", "cli",
     "adapters", "convert",
     "assets", "tokenizers", "weights", "data.tasks", "data.cpm_bee", "data.packing",
-    "data.sources", "data.shapes", "config_task",
+    "data.sources", "data.shapes", "config_task", "shards", "models.cpm_bee.plan",
 ]  # fmt: skip
 
 

@@ -1,0 +1,79 @@
+"""The CPM-Bee training cell that a shard plan is laid over; see `plan.PLAN`."""
+
+from __future__ import annotations
+
+from mindspore import nn, ops
+
+from mindplm.models.cpm_bee.cell import CpmBee, SubRows
+from mindplm.models.cpm_bee.config import CpmBeeConfig
+from mindplm.nn.loss import IGNORE, take_positions
+from mindplm.nn.table_loss import TableNll
+
+
+class Pick(nn.Cell):
+    """Rows that have a target, [B * M, D], and the labels of all places, [B * M]."""
+
+    def construct(self, hidden_nd, target_pos_bm, targets_bm):
+        hidden_btd = hidden_nd.reshape((target_pos_bm.shape[0], -1, hidden_nd.shape[1]))
+        return take_positions(hidden_btd, target_pos_bm), targets_bm.reshape((-1,))
+
+
+class Weigh(nn.Cell):
+    """Losses times a factor, zero where there is no label."""
+
+    def construct(self, nll_n, labels_n, factor_1):
+        return ops.where(labels_n != IGNORE, nll_n * factor_1, ops.zeros_like(nll_n))
+
+
+class ShardedCpmBeeLoss(nn.Cell):
+    """Sum of the token losses times a factor, as one scalar.
+
+    The factor comes in as a column, because what multiplies a scalar would be cut like a batch.
+
+    Args:
+        config: Sizes.
+        dtype: Type of weights and activations.
+        vocab_rows: Rows of the embedding.
+        stages: Pipeline stage of each block.
+    """
+
+    def __init__(self, config: CpmBeeConfig, dtype, vocab_rows: int, stages: tuple[int, ...]):
+        super().__init__(auto_prefix=False)
+        self.model = CpmBee(config, dtype, vocab_rows=vocab_rows, stages=stages)
+        self.pick = Pick()
+        self.ext_rows = SubRows(config.hidden_size, dtype)
+        self.nll = TableNll(self.model.root, config.vocab_size, vocab_rows)
+        self.weigh = Weigh()
+        self.total = ops.ReduceSum()
+        self.set_stages(stages)
+
+    def set_stages(self, stages: tuple[int, ...]) -> None:
+        """Marks the pipeline stage of every part."""
+        last = max(stages)
+        if not last:
+            return
+        for block, stage in zip(self.model.blocks, stages):
+            block.pipeline_stage = stage
+        for stage, frame in enumerate(self.model.frames):
+            frame.pipeline_stage = stage
+        self.model.embed.pipeline_stage = 0
+        for cell in (self.model.final_norm, self.pick, self.ext_rows, self.nll, self.weigh):
+            cell.pipeline_stage = last
+        self.model.embed.weight.add_pipeline_stage(last)
+        for stage in range(last + 1):
+            self.model.position_bias.weight.add_pipeline_stage(stage)
+
+    def construct(self, factor_1, *columns):
+        """fp32 scalar.
+
+        Args:
+            factor_1: fp32, factor on every loss.
+            columns: Those of `mindplm.data.packing.COLUMNS` in their order.
+        """
+        hidden_nd = self.model.encode(columns[:10])
+        target_pos, targets, ext_ids, ext_sub, num_ext = columns[10:]
+        wanted, labels = self.pick(hidden_nd, target_pos, targets)
+        table = self.model.embed.weight
+        extra = self.ext_rows(table, ext_ids, ext_sub)
+        nll = self.nll(wanted, table, extra, num_ext, labels)
+        return self.total(self.weigh(nll, labels, factor_1))

@@ -7,7 +7,6 @@ compiler expands on what each device holds.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -70,7 +69,9 @@ def find_parts(net: nn.Cell, plan: ShardPlan) -> Iterator[tuple[Part, Any, str]]
     names = []
     for name, cell in cells.items():
         prefix = name + "." if name else ""
-        names += [prefix + key for key in cell.__dict__ if isinstance(cell.__dict__[key], ops.Primitive)]
+        names += [
+            prefix + key for key in cell.__dict__ if isinstance(cell.__dict__[key], ops.Primitive)
+        ]
     names += [name for name in cells if name]
     for part in plan.parts:
         places = [name for name in names if matches(part.path, name)]
@@ -124,5 +125,3 @@ def _out_strategy(plan: ShardPlan, part: Part, parallel: ParallelConfig) -> Any:
     if not parallel.sequence or not after or "u" not in "".join(after) or "u" in "".join(before):
         return None
     return (plan.strategy(after, parallel),)
-
-

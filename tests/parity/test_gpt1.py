@@ -228,6 +228,7 @@ def test_the_originals_optimizer_steps(tag):
     step = TrainStep(loss, adam, clip_norm=optim.clip_norm, num_micro=1)
     columns = {str(i): column.asnumpy() for i, column in enumerate(tf_columns(tag))}
     batch = len(columns["0"])
+    grads = from_tf(golden(f"tf_grads_{tag}.npz"), config)
     for number, wanted in enumerate(run["loss_before_each_update"]):
         rates = adam.rates(learning_rate(optim, number, total), number)
         report = Report.of(step(columns, set(), Numbers(batch, [rates], number)).asnumpy())
@@ -235,10 +236,14 @@ def test_the_originals_optimizer_steps(tag):
         if golden_dirs("gpt1", f"tf_params_{tag}_after{number + 1}.npz"):
             theirs = from_tf(golden(f"tf_params_{tag}_after{number + 1}.npz"), config)
             for weight in adam.weights:
-                # By norm: where a gradient is nothing but rounding, Adam makes a step of it.
+                # Where a gradient is nothing but rounding, Adam makes a step of it: so weights
+                # are compared by norm, and those without a gradient by the way they can have gone.
                 array = theirs[weight.name]
-                off = np.linalg.norm(weight.asnumpy() - array)
-                assert off <= 2e-4 * np.linalg.norm(array), weight.name
+                off = np.abs(weight.asnumpy() - array)
+                if np.linalg.norm(grads[weight.name]) < 1e-5:
+                    assert off.max() <= 2 * c["lr"] * (number + 1), weight.name
+                else:
+                    assert np.linalg.norm(off) <= 2e-4 * np.linalg.norm(array), weight.name
 
 
 # --- the four tasks -------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ _NAMES = {
     "choose": "mindplm.generate.scoring:choose",
     "Chat": "mindplm.generate.chat:Chat",
     "evaluate": "mindplm.evaluate:run",
+    "evaluate_task": "mindplm.measure.run:evaluate_task",
     "convert": "mindplm.convert:convert",
     "convert_lora": "mindplm.convert:convert_lora",
     "train": "mindplm.train:pretrain",

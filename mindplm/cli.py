@@ -95,7 +95,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from mindplm import cli_score, cli_write
+    from mindplm import cli_measure, cli_score, cli_write
 
     common = _Parser(add_help=False)
     common.add_argument(
@@ -131,8 +131,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_vocab(verb(_vocab, "Build a vocabulary file from texts."))
     verb(_preprocess, "Turn texts and records into rows for training.", "required")
     verb(_pretrain, "Train a model from scratch, or go on with it.", "required")
-    sub = verb(_evaluate, "Measure a checkpoint on validation data.", "optional")
+    sub = verb(_evaluate, "Measure a checkpoint on validation data or on tasks.", "optional")
     _add_model(sub)
+    cli_measure.add_evaluate(sub)
     for run, add, text in (
         (_generate, cli_write.add_generate, "Write with a checkpoint."),
         (_chat, cli_write.add_chat, "Talk with a checkpoint; reads turns from the input."),
@@ -234,6 +235,14 @@ def _evaluate(args: argparse.Namespace) -> None:
     from mindplm import checkpoint, runtime
 
     runtime.setup_log()
+    if args.task:
+        from mindplm import cli_measure
+
+        cli_measure.run_tasks(args)
+        return
+    for option in ("data", "out", "adapter"):
+        if getattr(args, option):
+            raise ConfigError(f"--{option} goes with --task")
     config = _config_beside(args, checkpoint.read(args.model, verify=False))
     from mindplm import evaluate
 

@@ -16,7 +16,7 @@ import numpy as np
 from mindplm.data.answers import answer as answer
 from mindplm.data.answers import answers as answers
 from mindplm.data.answers import write_back as write_back
-from mindplm.data.cpm_bee import ANSWER, Sample, to_arrays
+from mindplm.data.cpm_bee import ANSWER, RecordState, Sample, to_arrays
 from mindplm.data.instances import (
     CONTEXT,
     IDS,
@@ -25,6 +25,7 @@ from mindplm.data.instances import (
     SAMPLES,
     SEGMENTS,
     SUBS,
+    Instance,
     append_incontext,
     make_instance,
 )
@@ -154,13 +155,9 @@ def prepare(
             f'record.{ANSWER} holds no text to write; expected "" or a dict with at least one ""'
         )
     sample = to_arrays(_ready(marked, tokenizer, strict), tokenizer, max_depth=max_depth)
-    instance, state = make_instance(sample), sample.state
-    for number, example in enumerate(examples, start=1):
-        try:
-            shown = _example(example, tokenizer, strict=strict, max_depth=max_depth, state=state)
-        except DataError as error:
-            raise DataError(f"example {number}: {error}") from None
-        instance, state = append_incontext(instance, shown), shown.state
+    instance, state = _with_examples(
+        sample, examples, tokenizer, strict=strict, max_depth=max_depth
+    )
     segments = [segment for segment, _, predicted in sample.leaves if predicted]
     return Prompt(
         tokens=instance.tokens[:, instance.tokens[CONTEXT] != 0],
@@ -176,19 +173,40 @@ def prepare(
     )
 
 
-def full_sample(
+def full_instance(
     record: Mapping[str, Any],
     tokenizer: CpmBeeTokenizer,
     max_depth: int = 8,
     *,
     strict: bool = True,
-) -> Sample:
-    """The arrays of a record whose answers are there.
+    examples: Sequence[Mapping[str, Any]] = (),
+) -> Instance:
+    """A record whose answers are there, and examples behind it.
 
     Raises:
         DataError: There are no answers, or a value or tag that cannot be converted.
     """
-    return _example(record, tokenizer, strict=strict, max_depth=max_depth, state=None)
+    sample = _example(record, tokenizer, strict=strict, max_depth=max_depth, state=None)
+    return _with_examples(sample, examples, tokenizer, strict=strict, max_depth=max_depth)[0]
+
+
+def _with_examples(
+    sample: Sample,
+    examples: Sequence[Mapping[str, Any]],
+    tokenizer: CpmBeeTokenizer,
+    *,
+    strict: bool,
+    max_depth: int,
+) -> tuple[Instance, RecordState]:
+    """Puts examples behind a record as pretraining does; they share its numbering of tags."""
+    instance, state = make_instance(sample), sample.state
+    for number, example in enumerate(examples, start=1):
+        try:
+            shown = _example(example, tokenizer, strict=strict, max_depth=max_depth, state=state)
+        except DataError as error:
+            raise DataError(f"example {number}: {error}") from None
+        instance, state = append_incontext(instance, shown), shown.state
+    return instance, state
 
 
 def batch(

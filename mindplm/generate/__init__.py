@@ -136,6 +136,43 @@ def write(
     return filled
 
 
+def write_each(
+    model: Model,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    config: GenerateConfig,
+    *,
+    examples: Sequence[Mapping[str, Any]] = (),
+    batch_size: int = 8,
+    progress: bool = False,
+) -> list[Any]:
+    """Like `write`, but a prompt that cannot be used has its DataError in its place."""
+    layout = model.layout(tokenizer)
+    engine = Engine(model.network, layout, buckets=config.buckets, batch_size=batch_size)
+    found: list[Any] = []
+    for prompt in prompts:
+        try:
+            record = prompting.as_record(prompt)
+            ready = layout.prepare(record, strict=config.strict, examples=examples)
+            engine.check(ready, most_tokens(config, [ready]))
+            found.append(record)
+        except DataError as error:
+            found.append(error)
+    good = [i for i, item in enumerate(found) if not isinstance(item, DataError)]
+    filled = write(
+        model,
+        tokenizer,
+        [found[i] for i in good],
+        config,
+        examples=examples,
+        batch_size=batch_size,
+        progress=progress,
+    )
+    for i, record in zip(good, filled):
+        found[i] = record
+    return found
+
+
 def fill(
     record: Mapping[str, Any],
     prompt: Any,

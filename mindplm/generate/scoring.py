@@ -18,9 +18,9 @@ from tqdm import tqdm
 
 from mindplm.config import GenerateConfig
 from mindplm.data.cpm_bee import ANSWER
-from mindplm.data.instances import make_instance
+from mindplm.data.instances import Instance
 from mindplm.data.packing import COLUMNS, IGNORE, Packer, Row, RowShape, collate, ext_table
-from mindplm.data.prompts import full_sample
+from mindplm.data.prompts import full_instance
 from mindplm.errors import ConfigError, DataError
 from mindplm.nn.kernels import masked
 
@@ -162,9 +162,13 @@ def score_each(
     batch_size: int = 8,
     strict: bool = False,
     buckets: Sequence[int] = GenerateConfig.buckets,
+    examples: Sequence[Mapping[str, Any]] = (),
     progress: bool = False,
 ) -> list[Score | DataError]:
-    """Like `score`, but a record that cannot be used has its error in its place."""
+    """Like `score`, but a record that cannot be used has its error in its place.
+
+    Every record is shown the `examples`, records with answers.
+    """
     if isinstance(records, (str, Mapping)):
         raise DataError(f"expected a list of records, got one {type(records).__name__}")
     if batch_size < 1:
@@ -173,7 +177,10 @@ def score_each(
     rows, places = [], []
     for place, record in enumerate(records):
         try:
-            rows.append(_row(record, tokenizer, model, strict, buckets))
+            instance = full_instance(
+                record, tokenizer, model.config.max_depth, strict=strict, examples=examples
+            )
+            rows.append(_row(instance, buckets))
             places.append(place)
         except DataError as error:
             scores[place] = error
@@ -225,12 +232,11 @@ def choose(
     return Choice(best, options[best], scores, (shares / shares.sum()).tolist())
 
 
-def _row(record: Any, tokenizer: Any, model: Model, strict: bool, buckets: Sequence[int]) -> Row:
-    sample = full_sample(record, tokenizer, model.config.max_depth, strict=strict)
-    if len(sample) > max(buckets):
-        raise DataError(f"has {len(sample)} tokens, the largest bucket holds {max(buckets)}")
+def _row(instance: Instance, buckets: Sequence[int]) -> Row:
+    if len(instance) > max(buckets):
+        raise DataError(f"has {len(instance)} tokens, the largest bucket holds {max(buckets)}")
     packer = Packer(1, RowShape(max(buckets), 0, 0, 0))
-    packer.add(make_instance(sample))
+    packer.add(instance)
     return packer.flush()[0]
 
 

@@ -19,7 +19,7 @@ from mindplm.generate.bee_layout import BeeLayout
 from mindplm.generate.engine import Engine
 from mindplm.generate.model import Model, from_cell
 from mindplm.generate.rows import Rows
-from mindplm.generate.scoring import Score, choose, score
+from mindplm.generate.scoring import Score, choose, score, score_each
 from mindplm.generate.search import log_softmax
 from mindplm.models.cpm_bee.cell import CpmBee
 from mindplm.nn.values import load_model
@@ -122,11 +122,12 @@ class Forced:
         return [[]]
 
 
+@pytest.mark.parametrize("examples", [[], [RECORDS[0], RECORDS[3]]], ids=["alone", "shown two"])
 @pytest.mark.parametrize("number", range(5))
-def test_a_score_is_the_sum_of_what_writing_costs(model, number) -> None:
+def test_a_score_is_the_sum_of_what_writing_costs(model, number, examples) -> None:
     record = RECORDS[number]
-    ready = prompting.prepare(record, TOKENIZER)
-    tables = prompting.batch([ready], TOKENIZER, bucket=128, max_rel=1024, max_ext=32).tables[0]
+    ready = prompting.prepare(record, TOKENIZER, examples=examples)
+    tables = prompting.batch([ready], TOKENIZER, bucket=256, max_rel=1024, max_ext=32).tables[0]
     classes = {text: token for token, text in tables.items()}
     pairs = []
     for blank in ready.blanks:
@@ -143,10 +144,10 @@ def test_a_score_is_the_sum_of_what_writing_costs(model, number) -> None:
         made.append(Forced(plan, [token for token, _ in pairs]))
         return made[0]
 
-    engine = Engine(model.network, BeeLayout(TOKENIZER), buckets=[128], batch_size=1)
+    engine = Engine(model.network, BeeLayout(TOKENIZER), buckets=[256], batch_size=1)
     list(engine.run([ready], make, max_new_tokens=60))
-    found = score(model, TOKENIZER, [record])[0]
-    assert found.num_tokens == len(pairs)
+    found = score_each(model, TOKENIZER, [record], examples=examples)[0]
+    assert isinstance(found, Score) and found.num_tokens == len(pairs)
     assert found.nats == pytest.approx(made[0].nats, rel=1e-5)
 
 

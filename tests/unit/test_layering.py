@@ -52,6 +52,7 @@ ALIASES = {
     "cli_write": "cli",
     "cli_score": "cli",
     "cli_convert": "cli",
+    "cli_measure": "cli",
 }
 # Importing these, and so all that they import, must not load MindSpore.
 FREE = [

@@ -48,8 +48,8 @@ class Family:
     rows_ref: str
     """The `RowKind`: how documents become rows, and rows batches."""
     lora_rules_ref: str = ""
-    """flavour -> weight rules of the original's LoRA files."""
-    lora_gain_ref: str = ""
+    """flavour -> weight rules of the original's LoRA files; "": it has none."""
+    lora_gain_ref: str = "mindplm.families:no_gain"
     """Input width of a projection -> factor on an adapter's branch, see `nn.lora.add_lora`."""
     layout_ref: str = ""
     """(tokenizer, config) -> `generate.layout.Layout`, for families that write."""
@@ -85,6 +85,11 @@ class Family:
     def presets(self) -> Mapping[str, Any]:
         """Named configs."""
         return self.part("presets")
+
+
+def no_gain(_: int) -> float:
+    """For networks that give their projections the inputs as they are."""
+    return 1.0
 
 
 _BEE = "mindplm.models.cpm_bee.config:"

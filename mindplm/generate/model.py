@@ -84,7 +84,7 @@ def load(
         if found.family != saved.family:
             raise CheckpointError(f"{adapter} is of {found.family}, {folder} of {saved.family}")
         weights = tensors.widened(adapters.merge(weights, found))
-    load_model(cell, weights, str(saved.folder))
+    load_model(cell, weights, str(saved.folder), fresh=True)
     return from_cell(cell, config, saved.family), tokenizer
 
 

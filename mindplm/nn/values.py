@@ -24,11 +24,24 @@ def to_arrays(parameters: Iterable[Parameter]) -> dict[str, np.ndarray]:
     return arrays
 
 
-def from_arrays(parameters: Iterable[Parameter], arrays: Mapping[str, Any], source: str) -> None:
+def from_arrays(
+    parameters: Iterable[Parameter],
+    arrays: Mapping[str, Any],
+    source: str,
+    *,
+    fresh: bool = False,
+) -> None:
     """Sets every parameter from the array of its name, cast to its own type.
 
     Arrays that are read when they are used (anything with `shape` that NumPy can take) are in
     memory one at a time.
+
+    Args:
+        parameters: What is set.
+        arrays: One for each.
+        source: What the arrays are called in errors.
+        fresh: No graph has been compiled with these parameters yet, so each may take over the
+            memory of its array; otherwise a second copy goes through the device's memory pool.
 
     Raises:
         CheckpointError: Names or shapes differ; the first ones are listed.
@@ -45,15 +58,32 @@ def from_arrays(parameters: Iterable[Parameter], arrays: Mapping[str, Any], sour
             raise CheckpointError(
                 f"{source}: {name} has shape {tuple(arrays[name].shape)}, expected {item.shape}"
             )
-        value = np.ascontiguousarray(arrays[name]).reshape(item.shape)  # it gives scalars an axis
-        value = Tensor(value).astype(item.dtype)
-        if item.has_init:
+        value = _tensor(np.asarray(arrays[name], order="C"), item, f"{source}: {name}")
+        if fresh or item.has_init:
             item.set_data(value)
         else:
             # set_data would give the parameter other memory than that of a compiled function.
             ops.assign(item, value)
 
 
-def load_model(model: nn.Cell, arrays: Mapping[str, Any], source: str) -> None:
+def _tensor(values: np.ndarray, item: Parameter, source: str) -> Tensor:
+    """The values in the parameter's type.
+
+    They are cast by NumPy where it has the type: the framework's own cast would leave a second copy
+    of the model in its memory pool.
+    """
+    if item.dtype == ms.bfloat16:
+        return Tensor(values).astype(item.dtype)
+    wanted = np.dtype(ms.dtype_to_nptype(item.dtype))
+    with np.errstate(over="ignore"):
+        made = values.astype(wanted, copy=False)
+    if wanted.itemsize < values.itemsize and (np.isinf(made) & np.isfinite(values)).any():
+        raise CheckpointError(f"{source} has values that do not fit into {wanted.name}")
+    return Tensor(made)
+
+
+def load_model(
+    model: nn.Cell, arrays: Mapping[str, Any], source: str, *, fresh: bool = False
+) -> None:
     """`from_arrays` for all parameters of a model."""
-    from_arrays(model.get_parameters(), arrays, source)
+    from_arrays(model.get_parameters(), arrays, source, fresh=fresh)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import re
 import unicodedata
+from collections.abc import Callable
 from typing import Any
 
 from mindplm.errors import VocabError
@@ -63,17 +64,29 @@ def english_words(text: str) -> list[str]:
     return [token.text for token in _english()(text)]
 
 
-def basic_words(text: str) -> list[str]:
-    """Lower-cased words without accents; each sign and each Chinese character is its own.
+def basic_words(text: str, lower: bool = True) -> list[str]:
+    """Words of a text; each sign and each Chinese character is its own.
+
+    Args:
+        text: The text.
+        lower: Whether words are lower-cased and lose their accents.
 
     Source: the basic tokenizer of BERT (google-research/bert).
     """
-    spread = "".join(_spread(char) for char in text if not _is_control(char))
-    words: list[str] = []
-    for token in spread.split():
-        bare = "".join(c for c in unicodedata.normalize("NFD", token.lower()) if not _is_accent(c))
-        words += "".join(f" {c} " if is_sign(c) else c for c in bare).split()
-    return words
+    spread = text.translate(_SPREAD)
+    if lower:
+        spread = unicodedata.normalize("NFD", spread.lower()).translate(_ACCENTS)
+    return spread.translate(_SIGNS).split()
+
+
+def chunks(text: str) -> list[str]:
+    """What stands between white space and Chinese characters, which are chunks of their own."""
+    return text.translate(_SPREAD).split()
+
+
+def is_cjk(char: str) -> bool:
+    """Whether a character is a Chinese one."""
+    return any(low <= ord(char) <= high for low, high in _CJK)
 
 
 def is_sign(char: str) -> bool:
@@ -82,7 +95,9 @@ def is_sign(char: str) -> bool:
 
 
 def _spread(char: str) -> str:
-    if any(low <= ord(char) <= high for low, high in _CJK):
+    if _is_control(char):
+        return ""
+    if is_cjk(char):
         return f" {char} "
     return " " if char.isspace() or unicodedata.category(char) == "Zs" else char
 
@@ -95,6 +110,23 @@ def _is_control(char: str) -> bool:
 
 def _is_accent(char: str) -> bool:
     return unicodedata.category(char) == "Mn"
+
+
+class _Table(dict):
+    """For str.translate: what stands for a character, found when it first occurs."""
+
+    def __init__(self, of: Callable[[str], str]):
+        super().__init__()
+        self._of = of
+
+    def __missing__(self, code: int) -> str:
+        self[code] = text = self._of(chr(code))
+        return text
+
+
+_SPREAD = _Table(_spread)
+_ACCENTS = _Table(lambda char: "" if _is_accent(char) else char)
+_SIGNS = _Table(lambda char: f" {char} " if is_sign(char) else char)
 
 
 @functools.cache

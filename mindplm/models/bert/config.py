@@ -5,11 +5,11 @@ Source: the published configurations and checkpoints of BERT and Chinese BERT-ww
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from mindplm.models.shapes import Shape, block_shapes, total, with_bias
 from mindplm.strict import at_least, between, require
 from mindplm.weights.rules import Drop, Rename, Rule
 
@@ -72,45 +72,35 @@ PRESETS: dict[str, BertConfig] = {
 # --- parameters -----------------------------------------------------------------------------------
 
 
-def encoder_shapes(config: Any, prefix: str = "encoder.") -> dict[str, tuple[int, ...]]:
+def encoder_shapes(config: Any, prefix: str = "encoder.") -> dict[str, Shape]:
     """Name and shape of the parameters of an encoder with these sizes."""
-    hidden, inner = config.hidden_size, config.ffn_size
-    shapes: dict[str, tuple[int, ...]] = {
+    hidden = config.hidden_size
+    shapes: dict[str, Shape] = {
         prefix + "embed.weight": (config.vocab_size, hidden),
         prefix + "positions.weight": (config.max_len, hidden),
         prefix + "types.weight": (config.num_types, hidden),
-        **_with_bias(prefix + "embed_norm", (hidden,)),
+        **with_bias(prefix + "embed_norm", (hidden,)),
     }
     for i in range(config.num_layers):
-        block = f"{prefix}blocks.{i}."
-        for name in "qkvo":
-            shapes.update(_with_bias(f"{block}attn.{name}", (hidden, hidden)))
-        shapes.update(_with_bias(block + "attn_norm", (hidden,)))
-        shapes.update(_with_bias(block + "ffn.up", (inner, hidden)))
-        shapes.update(_with_bias(block + "ffn.down", (hidden, inner)))
-        shapes.update(_with_bias(block + "ffn_norm", (hidden,)))
+        shapes.update(block_shapes(f"{prefix}blocks.{i}.", hidden, config.ffn_size))
     return shapes
 
 
-def _with_bias(name: str, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-    return {name + ".weight": shape, name + ".bias": shape[:1]}
-
-
-def parameter_shapes(config: BertConfig) -> dict[str, tuple[int, ...]]:
+def parameter_shapes(config: BertConfig) -> dict[str, Shape]:
     """Name and shape of every parameter, in the order of the forward pass."""
     require(config.vocab_size > 0, "model.vocab_size=0, expected the size of a vocabulary")
     hidden = config.hidden_size
     return {
         **encoder_shapes(config),
-        **_with_bias("head.dense", (hidden, hidden)),
-        **_with_bias("head.norm", (hidden,)),
+        **with_bias("head.dense", (hidden, hidden)),
+        **with_bias("head.norm", (hidden,)),
         "head.bias": (config.vocab_size,),
     }
 
 
 def num_parameters(config: BertConfig) -> int:
     """Number of trained values."""
-    return sum(math.prod(shape) for shape in parameter_shapes(config).values())
+    return total(parameter_shapes(config))
 
 
 # --- other projects' names ------------------------------------------------------------------------

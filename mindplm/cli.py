@@ -214,7 +214,9 @@ def _preprocess(args: argparse.Namespace) -> None:
     from mindplm.data import prepare
 
     parts = families.family(config.family)
-    tokenizer = parts.part("tokenizer").from_file(families.vocab_path(config.tokenizer))
+    tokenizer = parts.part("tokenizer").from_file(
+        families.vocab_path(config.tokenizer, config.family)
+    )
     prepare.run(config, tokenizer, parts.part("rows"))
 
 
@@ -308,7 +310,8 @@ def _list(args: argparse.Namespace) -> None:
     for name, entry in families.FAMILIES.items():
         for preset, model in entry.presets.items():
             if not model.vocab_size:
-                size = families.vocab_lines(families.vocab_path(TokenizerConfig()))
+                path = families.vocab_path(TokenizerConfig(), name)
+                size = entry.part("vocab_size")(path)
                 model = dataclasses.replace(model, vocab_size=size)
             count = entry.part("num_parameters")(model)
             numbers = (model.num_layers, model.hidden_size, model.vocab_size, count)

@@ -28,7 +28,7 @@ class Score:
     Attributes:
         nats: Sum of the losses of all predicted tokens, end marks included.
         num_targets: Predicted tokens, end marks included.
-        num_chars: Characters of the predicted texts, line feeds included.
+        num_chars: Characters of the predicted texts, line feeds included; 0: not counted.
         num_rows: Rows read.
     """
 
@@ -44,16 +44,27 @@ class Score:
 
     @property
     def per_char(self) -> float:
-        """Nats per character; it does not depend on how the vocabulary cuts the text."""
-        return self.nats / max(self.num_chars, 1)
+        """Nats per character; it does not depend on how the vocabulary cuts the text.
+
+        NaN where characters are not counted, as with masked words.
+        """
+        return self.nats / self.num_chars if self.num_chars else math.nan
 
     def __str__(self) -> str:
         perplexity = math.exp(min(self.per_target, 700.0))
+        of_token = f"{self.per_target:.4f} per token (perplexity {perplexity:.1f})"
+        counts = f"{self.num_targets} tokens, {self.num_rows} rows"
+        if not self.num_chars:
+            return f"{of_token} over {counts}"
         return (
-            f"{self.per_char:.4f} nats per character, {self.per_target:.4f} per token "
-            f"(perplexity {perplexity:.1f}) over {self.num_chars} characters, "
-            f"{self.num_targets} tokens, {self.num_rows} rows"
+            f"{self.per_char:.4f} nats per character, {of_token} over {self.num_chars} characters, "
+            f"{counts}"
         )
+
+    def logged(self) -> dict[str, float]:
+        """The figures of a log line."""
+        values = {"valid/loss": self.per_target, "valid/per_char": self.per_char}
+        return values if self.num_chars else {"valid/loss": self.per_target}
 
     def to_dict(self) -> dict[str, float]:
         """All figures, for JSON."""

@@ -43,6 +43,10 @@ class Family:
     """The training network: network -> cell of the columns that gives (loss sum, count)."""
     shared_columns_ref: str
     """Names of the columns that belong to the whole batch and are not cut into micro-batches."""
+    flavours_ref: str
+    """Names of the ways that the originals' checkpoints are written."""
+    flavour_of_ref: str
+    """Names of tensors -> one of the flavours."""
     tokenizer_ref: str
     """The tokenizer class."""
     rows_ref: str
@@ -63,6 +67,10 @@ class Family:
     """network -> what `generate.scoring` measures with."""
     step_flops_ref: str = ""
     """(config, tokens=, targets=, seq_len=) -> operations of a training step; "": not known."""
+    vocab: str = assets.DEFAULT_VOCAB
+    """The vocabulary that ships with the library."""
+    vocab_size_ref: str = "mindplm.families:vocab_lines"
+    """Path of a vocabulary file -> its number of entries."""
 
     def part(self, name: str) -> Any:
         """Loads one part: part("cell") is what cell_ref names.
@@ -93,6 +101,7 @@ def no_gain(_: int) -> float:
 
 
 _BEE = "mindplm.models.cpm_bee.config:"
+_BERT = "mindplm.models.bert.config:"
 
 FAMILIES: dict[str, Family] = {
     "cpm_bee": Family(
@@ -106,6 +115,8 @@ FAMILIES: dict[str, Family] = {
         lora_gain_ref=_BEE + "lora_gain",
         from_original_ref=_BEE + "from_openbmb",
         to_original_ref=_BEE + "to_openbmb",
+        flavours_ref=_BEE + "FLAVOURS",
+        flavour_of_ref=_BEE + "flavour_of",
         cell_ref="mindplm.models.cpm_bee.cell:CpmBee",
         loss_ref="mindplm.models.cpm_bee.cell:CpmBeeLoss",
         shared_columns_ref=_BEE + "SHARED_COLUMNS",
@@ -117,6 +128,24 @@ FAMILIES: dict[str, Family] = {
         sharded_ref="mindplm.models.cpm_bee.sharded:ShardedCpmBeeLoss",
         scorer_ref="mindplm.generate.scoring:Scorer",
         step_flops_ref=_BEE + "step_flops",
+    ),
+    "bert": Family(
+        title="BERT: a masked language model for Chinese or English, made at home in a domain",
+        config_ref=_BERT + "BertConfig",
+        presets_ref=_BERT + "PRESETS",
+        num_parameters_ref=_BERT + "num_parameters",
+        shapes_ref=_BERT + "parameter_shapes",
+        rules_ref=_BERT + "rules",
+        from_original_ref=_BERT + "from_original",
+        to_original_ref=_BERT + "to_original",
+        flavours_ref=_BERT + "FLAVOURS",
+        flavour_of_ref=_BERT + "flavour_of",
+        cell_ref="mindplm.models.bert.cell:Bert",
+        loss_ref="mindplm.models.bert.cell:BertLoss",
+        shared_columns_ref=_BERT + "SHARED_COLUMNS",
+        tokenizer_ref="mindplm.tokenizers.wordpiece:WordPieceTokenizer",
+        rows_ref="mindplm.data.masked_rows:ROWS",
+        vocab="vocab_wordpiece.txt",
     ),
 }
 
@@ -137,7 +166,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> settings.Run
     """
     config = settings.read_config(path, overrides, FAMILIES)
     if not config.model.vocab_size:
-        size = vocab_lines(vocab_path(config.tokenizer))
+        parts = family(config.family)
+        size = parts.part("vocab_size")(vocab_path(config.tokenizer, config.family))
         model = dataclasses.replace(config.model, vocab_size=size)
         config = dataclasses.replace(config, model=model)
     check_layout(config)
@@ -176,9 +206,9 @@ def model_from_dict(name: str, tree: Mapping[str, Any], source: str) -> Any:
     return settings.build_model(tree, family(name), settings.Source(source))
 
 
-def vocab_path(tokenizer: settings.TokenizerConfig) -> Path:
-    """The vocabulary file of a run."""
-    return Path(tokenizer.path) if tokenizer.path else assets.path(assets.DEFAULT_VOCAB)
+def vocab_path(tokenizer: settings.TokenizerConfig, name: str = "cpm_bee") -> Path:
+    """The vocabulary file of a run of a family."""
+    return Path(tokenizer.path) if tokenizer.path else assets.path(family(name).vocab)
 
 
 def vocab_lines(path: Path) -> int:

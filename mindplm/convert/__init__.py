@@ -13,7 +13,6 @@ from mindplm import checkpoint, families, files, strict, tensors
 from mindplm.convert.lora import are_adapters
 from mindplm.convert.lora import convert_lora as convert_lora
 from mindplm.convert.report import (
-    FLAVOURS,
     Report,
     bar,
     check_request,
@@ -32,11 +31,9 @@ from mindplm.weights.rules import Drop, Rule, plan
 from mindplm.weights.sources import open_tensors
 from mindplm.weights.torch_io import torch_chunks
 
-_HF_NAMES = ("cpmbee.", "lm_head.")
 _VOCABS = ("vocab.txt", "bee.txt")
 _MAX_CONFIG = 4 << 20
 _MAX_LAYERS = 4096
-_MODEL_TYPES = {"cpm_bee": ("cpmbee", "CpmBeeForCausalLM")}
 
 
 def convert(
@@ -63,14 +60,15 @@ def convert(
         config: The original's JSON file; default: config.json beside the tensors, else a preset
             whose sizes fit exactly.
         vocab: The vocabulary file; default: vocab.txt or bee.txt beside the tensors.
-        back: openbmb (a file that torch.load reads) or hf (safetensors).
+        back: A flavour of the family: hf (safetensors) or another (a file that torch.load reads),
+            such as openbmb of cpm_bee.
         verify: Read all again and compare checksums of tensors.
 
     Raises:
         UserError: Something is missing, damaged, refused or does not fit; it is named.
     """
     source, out = Path(source), Path(out)
-    check_request(out, dtype, back)
+    check_request(out, dtype)
     if back is not None:
         return _to_theirs(source, out, back, dtype, verify)
     return _to_ours(source, out, families.family(family), family, dtype, (config, vocab), verify)
@@ -91,7 +89,7 @@ def _to_ours(
     if (source / files.MANIFEST).is_file() and (source / "model.yaml").is_file():
         raise CheckpointError(
             f"{source} is a checkpoint of this library already; to bring it back into another "
-            f"project's form say which: {', '.join(FLAVOURS)} (--back)"
+            f"project's form say which: {', '.join(entry.part('flavours'))} (--back)"
         )
     theirs, paths = open_tensors(source)
     if are_adapters(theirs):
@@ -99,12 +97,13 @@ def _to_ours(
             f"{source} holds LoRA adapters, not a model; use convert_lora (the command line knows "
             "them by itself)"
         )
-    theirs = typed(theirs, dtype, paths)
-    flavour = "hf" if any(name.startswith(_HF_NAMES) for name in theirs) else "openbmb"
+    flavour = entry.part("flavour_of")(theirs)
     folder = source if source.is_dir() else source.parent
     tokenizer = _tokenizer(entry, folder, given[1])
     model = _model(entry, family, theirs, flavour, (folder, given[0]), tokenizer.vocab_size)
     rules = entry.part("rules")(model, flavour)
+    dropped = _dropped(rules, theirs)
+    theirs = typed(theirs, dtype, paths, dropped)
     if tokenizer.vocab_size != model.vocab_size:
         raise CheckpointError(
             f"the vocabulary has {tokenizer.vocab_size:,} entries, the model "
@@ -112,7 +111,6 @@ def _to_ours(
         )
     shown = bar("convert")
     ours = watched(lazy_ours(rules, theirs, entry.part("shapes")(model)), shown)
-    dropped = _dropped(rules, theirs)
     start = time.perf_counter()
     with shown:
         checkpoint.write(
@@ -213,6 +211,8 @@ def _to_theirs(source: Path, out: Path, flavour: str, dtype: str, verify: bool) 
         entry, model = families.family(saved.family), saved.model()
     except (KeyError, TypeError, AttributeError):
         raise CheckpointError(f"{saved.folder / 'model.yaml'} is damaged") from None
+    if flavour not in entry.part("flavours"):
+        raise ConfigError(f"back={flavour!r}, accepted: {', '.join(entry.part('flavours'))}")
     rules = entry.part("rules")(model, flavour)
     kept = saved.lazy_weights(widen=False)
     shapes = {name: tuple(shape) for name, shape in entry.part("shapes")(model).items()}
@@ -226,7 +226,9 @@ def _to_theirs(source: Path, out: Path, flavour: str, dtype: str, verify: bool) 
     with shown, files.new_folder(out, tensors.num_bytes(theirs) + (64 << 10)) as writer:
         for name in saved.tokenizer_files:
             writer.write(name, [(saved.folder / name).read_bytes()])
-        settings = _settings(entry, saved.family, model, flavour, kinds)
+        settings = entry.part("to_original")(model, flavour, half=kinds == {"float16"})
+        if flavour == "hf":
+            settings["torch_dtype"] = min(kinds) if len(kinds) == 1 else "float32"
         text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
         writer.write("config.json", [text.encode()])
         if flavour == "hf":
@@ -241,14 +243,3 @@ def _to_theirs(source: Path, out: Path, flavour: str, dtype: str, verify: bool) 
     files.verify(out)
     again = lazy_ours(rules, open_tensors(out)[0], shapes)
     return dataclasses.replace(report, verified=compare(ours, again, out))
-
-
-def _settings(
-    entry: families.Family, family: str, model: Any, flavour: str, kinds: set[str]
-) -> dict[str, Any]:
-    settings = entry.part("to_original")(model, flavour, half=kinds == {"float16"})
-    if flavour == "hf":
-        kind, architecture = _MODEL_TYPES[family]
-        settings["model_type"], settings["architectures"] = kind, [architecture]
-        settings["torch_dtype"] = min(kinds) if len(kinds) == 1 else "float32"
-    return settings

@@ -76,7 +76,9 @@ def convert_lora(
         UserError: Something is missing, damaged, refused or does not fit; it is named.
     """
     source, out = Path(source), Path(out)
-    check_request(out, dtype, back)
+    check_request(out, dtype)
+    if back is not None and back not in FLAVOURS:
+        raise ConfigError(f"back={back!r}, accepted: {', '.join(FLAVOURS)}")
     if back is not None and base is not None:
         raise ConfigError("--back writes adapters and --base a merged model; choose one of them")
     if back is not None:

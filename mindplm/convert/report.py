@@ -25,14 +25,13 @@ _WANTED: dict[str, np.dtype | None] = {
 }
 DTYPES = tuple(_WANTED)
 FLAVOURS = ("openbmb", "hf")
+"""Names that files of adapters come with."""
 
 
-def check_request(out: Path, dtype: str, back: str | None) -> None:
-    """Raises for a dtype or flavour that is not known, and for a folder that holds something."""
+def check_request(out: Path, dtype: str) -> None:
+    """Raises for a dtype that is not known, and for a folder that holds something."""
     if dtype not in DTYPES:
         raise ConfigError(f"dtype={dtype!r}, accepted: {', '.join(DTYPES)}")
-    if back is not None and back not in FLAVOURS:
-        raise ConfigError(f"back={back!r}, accepted: {', '.join(FLAVOURS)}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CheckpointError(f"{out} exists; remove it or choose another folder")
 
@@ -85,20 +84,28 @@ class Report:
 
 
 def typed(
-    arrays: Mapping[str, LazyArray], dtype: str, paths: Sequence[Path]
+    arrays: Mapping[str, LazyArray],
+    dtype: str,
+    paths: Sequence[Path],
+    dropped: Sequence[str] = (),
 ) -> dict[str, LazyArray]:
-    """The tensors with the dtype that was asked for; all must be floats. Copies stay one object."""
-    odd = [n for n, a in arrays.items() if a.dtype.kind != "f" and not tensors.is_bf16(a.dtype)]
+    """The tensors with the dtype that was asked for. Copies stay one object.
+
+    All must be floats but those that are not kept, and these stay as they are.
+    """
+    plain = {n for n, a in arrays.items() if a.dtype.kind == "f" or tensors.is_bf16(a.dtype)}
+    odd = [name for name in arrays if name not in plain and name not in dropped]
     if odd:
         raise CheckpointError(
             f"{paths[0]}: {odd[0][:200]} holds {arrays[odd[0]].dtype}, expected floats"
         )
     wanted = _WANTED[dtype]
     made: dict[int, LazyArray] = {}
-    for array in arrays.values():
+    for name in plain:
+        array = arrays[name]
         target = array.dtype.newbyteorder("<") if wanted is None else wanted
         made.setdefault(id(array), array.astype(target))
-    return {name: made[id(array)] for name, array in arrays.items()}
+    return {name: made.get(id(array), array) for name, array in arrays.items()}
 
 
 def bar(title: str) -> tqdm:

@@ -185,7 +185,7 @@ class TextDrawer:
                 continue
             task = choose_task(self._weights[work.source], rng)
             try:
-                piece = self._make(part, task, rng)
+                piece: Any = self._make(part, task, rng)
                 check_fits(piece, self._settings.shape)
             except RecordError as error:
                 if error.too_big and len(part) > 1:

@@ -212,8 +212,7 @@ class _Run:
         pause_s = time.perf_counter()
         if self.valid and valid_due:
             self.score = self.valid()
-            values = {"valid/loss": self.score.per_target, "valid/per_char": self.score.per_char}
-            self.metrics.log(done, values)
+            self.metrics.log(done, self.score.logged())
         if inspect_due:
             self.inspector(done)
         if save_due:

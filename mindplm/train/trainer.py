@@ -43,11 +43,12 @@ class Trainer:
     def __init__(self, config: RunConfig, found: runtime.Runtime, gather: Gather):
         self.config, self.found, self.gather = config, found, gather
         parts = family(config.family)
-        self.tokenizer = parts.part("tokenizer").from_file(vocab_path(config.tokenizer))
+        vocab = vocab_path(config.tokenizer, config.family)
+        self.tokenizer = parts.part("tokenizer").from_file(vocab)
         size = self.tokenizer.vocab_size
         if config.model.vocab_size != size:
             raise settings.ConfigError(
-                f"model.vocab_size={config.model.vocab_size}, but {vocab_path(config.tokenizer)} "
+                f"model.vocab_size={config.model.vocab_size}, but {vocab} "
                 f"has {size} entries; leave model.vocab_size out"
             )
         self.kind = parts.part("rows")

@@ -48,6 +48,11 @@ class Bert(nn.Cell):
         self.matmul = ops.MatMul(transpose_b=True)
         self.dtype = dtype
 
+    @property
+    def blocks(self):
+        """The blocks, for whoever recomputes or cuts them."""
+        return self.encoder.blocks
+
     def construct(self, ids_bt, types_bt, positions_bt, spans_bt):
         """Hidden states [B, T, D] after the last block; columns as `Encoder` takes them."""
         return self.encoder(ids_bt, types_bt, positions_bt, spans_bt)[-1]

@@ -6,14 +6,17 @@ Source: the published configurations and checkpoints of the OpenBMB CPM-Bee proj
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from mindplm.models.shapes import has_prefix
 from mindplm.strict import at_least, between, require
 from mindplm.weights.rules import Drop, Rename, Rule
 
 Flavour = Literal["openbmb", "hf"]
+FLAVOURS = ("openbmb", "hf")
+"""OpenBMB's own names, or those of the HF port."""
 SHARED_COLUMNS = ("ext_ids", "ext_sub", "num_ext")
 """Columns of a batch that all its rows share: the extension table."""
 
@@ -215,6 +218,11 @@ def rules(config: CpmBeeConfig, flavour: Flavour = "openbmb") -> list[Rule]:
     return result
 
 
+def flavour_of(names: Iterable[str]) -> Flavour:
+    """Which of FLAVOURS a checkpoint with these names has."""
+    return "hf" if has_prefix(names, "cpmbee.", "lm_head.") else "openbmb"
+
+
 def lora_rules(flavour: Flavour = "openbmb") -> list[Rule]:
     """Rules between the names of the original's LoRA matrices and ours, for every projection."""
     prefix = "cpmbee." if flavour == "hf" else ""
@@ -321,4 +329,6 @@ def to_openbmb(
     if flavour == "hf":
         result["distance_scale"] = _DISTANCE_SCALE
         result["use_cache"] = True
+        result["model_type"] = "cpmbee"
+        result["architectures"] = ["CpmBeeForCausalLM"]
     return result

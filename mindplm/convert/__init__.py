@@ -70,6 +70,10 @@ def convert(
     source, out = Path(source), Path(out)
     check_request(out, dtype)
     if back is not None:
+        entries = families.FAMILIES.values()
+        known = list(dict.fromkeys(name for entry in entries for name in entry.part("flavours")))
+        if back not in known:
+            raise ConfigError(f"back={back!r}, accepted: {', '.join(known)}")
         return _to_theirs(source, out, back, dtype, verify)
     return _to_ours(source, out, families.family(family), family, dtype, (config, vocab), verify)
 

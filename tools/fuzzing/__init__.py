@@ -1,0 +1,1 @@
+"""What tools/fuzz.py feeds: one module for each kind of input."""

@@ -199,10 +199,12 @@ class Rows:
         last = self.blank[row] == len(self._plan.blanks[self.sentence[row]]) - 1
         return bool(last) and self._closes(row, token)
 
-    def scores(self, logits: np.ndarray, penalty: float, window: int) -> np.ndarray:
+    def scores(
+        self, logits: np.ndarray, penalty: float, window: int, *, normalised: bool = False
+    ) -> np.ndarray:
         """Logits of the real classes after the bans and the repetition penalty, a copy, fp32.
 
-        For a search of HF's kind they are log-probabilities before that.
+        With `normalised` they are log-probabilities before that, as in HF's beam search.
         """
         written = self._extras.penalize_written
         self.fed[:, self.num_fed] = self.classes if written else self.next.ids
@@ -212,7 +214,7 @@ class Rows:
         values = np.array(logits[: len(self.sentence), :num_classes], np.float32)
         if np.isnan(values).any():
             raise FloatingPointError("the network returned NaN; its weights are not usable")
-        if self._plan.hf_search:
+        if normalised:
             log_softmax(values)
         values[self._no_unk, self._plan.unk_id] = FORBIDDEN
         values[:, vocab_size:][self._no_ext] = FORBIDDEN

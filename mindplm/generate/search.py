@@ -131,7 +131,7 @@ class BeamSearch:
 
     def advance(self, logits: np.ndarray) -> np.ndarray | None:
         """Takes logits [rows, classes or more]; the row each new row continues, None at the end."""
-        scores = self._rows.scores(logits, self._penalty, self._window)
+        scores = self._rows.scores(logits, self._penalty, self._window, normalised=self._hf)
         if not self._hf:
             log_softmax(scores)
         num_classes = scores.shape[1]

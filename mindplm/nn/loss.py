@@ -137,3 +137,22 @@ def masked_sums(nll_n, labels_n):
     """
     real = (labels_n != IGNORE).astype(ms.float32)
     return (nll_n * real).sum(), real.sum()
+
+
+def distance(logits_nv, wanted_nv, temperature: float = 1.0):
+    """Divergence KL(wanted || own) of two distributions times the squared temperature, fp32 [N].
+
+    Args:
+        logits_nv: Scores of the model that learns.
+        wanted_nv: Scores of the model that it follows.
+        temperature: Divisor of both.
+    """
+    own = ops.log_softmax(logits_nv.astype(ms.float32) / temperature, -1)
+    wanted = ops.log_softmax(wanted_nv.astype(ms.float32) / temperature, -1)
+    return (ops.exp(wanted) * (wanted - own)).sum(-1) * (temperature * temperature)
+
+
+def soft_nll(logits_nv, wanted_nv):
+    """Cross-entropy -sum(p_wanted log p_own) of two distributions, fp32 [N]."""
+    own = ops.log_softmax(logits_nv.astype(ms.float32), -1)
+    return -(ops.softmax(wanted_nv.astype(ms.float32), -1) * own).sum(-1)

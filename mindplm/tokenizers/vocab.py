@@ -6,10 +6,8 @@ The steps are deterministic: the same texts in the same order give the same file
 from __future__ import annotations
 
 import contextlib
-import functools
 import gzip
 import json
-import logging
 import os
 import re
 import zlib
@@ -24,6 +22,7 @@ from tqdm import tqdm
 
 from mindplm.errors import ConfigError, DataError, VocabError
 from mindplm.tokenizers.cpm_bee import SPECIALS, CpmBeeTokenizer
+from mindplm.tokenizers.words import chinese_words
 
 HEAD = (*SPECIALS, "<eod>")
 ASCII = tuple(chr(code) for code in range(33, 127))
@@ -64,16 +63,7 @@ class Counts:
         self.chars.update(text)
         self.english.update(_ENGLISH.findall(text))
         for run in _HAN.findall(text):
-            self.chinese.update(word for word in _jieba().cut(run) if len(word) > 1)
-
-
-@functools.cache
-def _jieba() -> Any:
-    """A word cutter of our own: words that others add to jieba's do not change a vocabulary."""
-    import jieba  # slow to import
-
-    jieba.setLogLevel(logging.WARNING)
-    return jieba.Tokenizer()
+            self.chinese.update(word for word in chinese_words().cut(run) if len(word) > 1)
 
 
 def count_corpus(texts: Iterable[str], *, progress: bool = False) -> Counts:

@@ -8,6 +8,7 @@ own.
 from __future__ import annotations
 
 import functools
+import logging
 import re
 import unicodedata
 from collections.abc import Callable
@@ -135,6 +136,15 @@ def _english() -> Any:
     from spacy.lang.en import English
 
     return English().tokenizer
+
+
+@functools.cache
+def chinese_words() -> Any:
+    """jieba with its own dictionary: words that others add to jieba's do not change texts."""
+    import jieba  # slow to import
+
+    jieba.setLogLevel(logging.WARNING)
+    return jieba.Tokenizer()
 
 
 def _module(name: str) -> Any:

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import golden_dirs
+from test_cpm1 import config_of, model_of
 from test_gpt1 import hf_model
 
 from mindplm.config import GenerateConfig, RuntimeConfig
@@ -17,7 +18,7 @@ from mindplm.generate.text_layout import TextLayout, TextPrompt
 from mindplm.nn.causal import writing_cells
 from mindplm.runtime import setup
 
-FAMILIES = ("gpt1",)
+FAMILIES = ("gpt1", "cpm1")
 NAMES = {
     "num_beams": "beams",
     "num_return_sequences": "num_best",
@@ -30,9 +31,9 @@ NAMES = {
 
 def models(family: str, tag: str):
     """(network, config, end mark) of a golden set."""
-    assert family == "gpt1"
-    model, config = hf_model(tag)
-    return model, config, -1
+    if family == "gpt1":
+        return *hf_model(tag), -1
+    return model_of(tag), config_of(tag), 7
 
 
 def settings(args: dict, most: int) -> GenerateConfig:

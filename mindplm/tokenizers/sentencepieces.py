@@ -1,0 +1,153 @@
+"""SentencePiece models as tokenizers: CPM-1's, behind jieba's words, and T5's, with sentinels."""
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from mindplm.errors import VocabError
+from mindplm.tokenizers.words import chinese_words
+
+SPACE, NEWLINE = "\u2582", "\u2583"
+"""What stands for a space and a line break in CPM-1's pieces."""
+_MARKS = str.maketrans({" ": SPACE, "\n": NEWLINE})
+_TEXTS = str.maketrans({" ": "", SPACE: " ", NEWLINE: "\n"})
+_META = "\u2581"
+
+
+class PieceModel:
+    """A SentencePiece model file.
+
+    Args:
+        data: Contents of the file.
+        source: What it is called in error messages.
+
+    Raises:
+        VocabError: It is none.
+    """
+
+    def __init__(self, data: bytes, source: str = "vocabulary"):
+        from sentencepiece import SentencePieceProcessor
+
+        self.data = data
+        try:
+            self.model: Any = SentencePieceProcessor(model_proto=data)
+            self.size = self.model.get_piece_size()
+        except (RuntimeError, TypeError) as error:
+            raise VocabError(f"{source}: not a SentencePiece model: {str(error)[:100]}") from None
+
+    @classmethod
+    def read(cls, path: str | Path, name: str) -> PieceModel:
+        """Reads a file, or the one of a name in a folder."""
+        path = Path(path)
+        path = path / name if path.is_dir() else path
+        try:
+            return cls(path.read_bytes(), str(path))
+        except FileNotFoundError:
+            raise VocabError(f"{path}: no such vocabulary file (tokenizer.path)") from None
+
+    def id_of(self, piece: str, source: str = "vocabulary") -> int:
+        """Id of a piece that must be there.
+
+        Raises:
+            VocabError: It is not.
+        """
+        number = self.model.piece_to_id(piece)
+        if self.model.id_to_piece(number) != piece:
+            raise VocabError(f"{source}: {piece} is missing; it is no vocabulary of this family")
+        return number
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"data": self.data}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["data"])  # type: ignore[misc]
+
+
+class Cpm1Tokenizer:
+    """Words by jieba, their spaces and line breaks as marks, then pieces.
+
+    Args:
+        pieces: The model.
+
+    Raises:
+        VocabError: A mark is missing in the model.
+
+    Source: TsinghuaAI/CPM-1-Generate, GPT2Tokenizer.
+    """
+
+    FILE = "chinese_vocab.model"
+
+    def __init__(self, pieces: PieceModel):
+        self.pieces = pieces
+        self.vocab_size = pieces.size
+        self.unk_id = pieces.id_of("<unk>")
+        self.sep_id = pieces.id_of("<sep>")
+        self.pad_id = pieces.id_of("<pad>")
+        self.mask_id = pieces.id_of("<mask>")
+        self.eos_id = pieces.id_of("<eod>")
+        """Ends documents."""
+        silent = ("<unk>", "<s>", "</s>", "<sep>", "<pad>", "<mask>")
+        self.silent_ids = [pieces.id_of(piece) for piece in silent]
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> Cpm1Tokenizer:
+        """Reads chinese_vocab.model, or the folder that holds it."""
+        return cls(PieceModel.read(path, cls.FILE))
+
+    def words(self, text: str) -> list[str]:
+        """jieba's words; joined they are the text."""
+        return chinese_words().lcut(text)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text; special pieces in it are not recognised."""
+        return self.pieces.model.encode(self._marked(text))
+
+    def encode_hf46(self, text: str) -> list[int]:
+        """Ids as the tokenizer of Transformers 4.6 gives them, which some checkpoints follow.
+
+        It drops accents, joins white space, takes two single quotes for a double one and cuts a
+        comma off a number.
+        """
+        text = " ".join(self._marked(text).split()).replace("``", '"').replace("''", '"')
+        decomposed = unicodedata.normalize("NFKD", text)
+        text = "".join(char for char in decomposed if not unicodedata.combining(char))
+        model = self.pieces.model
+        pieces: list[str] = []
+        for piece in model.encode_as_pieces(text):
+            if len(piece) > 1 and piece[-1] == "," and piece[-2].isdigit():
+                cut = model.encode_as_pieces(piece[:-1].replace(_META, ""))
+                if piece[0] != _META and cut[0][0] == _META:
+                    cut = cut[1:] if len(cut[0]) == 1 else [cut[0][1:], *cut[1:]]
+                pieces += [*cut, piece[-1]]
+            else:
+                pieces.append(piece)
+        return [model.piece_to_id(piece) for piece in pieces]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids; widths of signs, unknown characters and tabs are not what they were."""
+        return self.pieces.model.decode([int(i) for i in ids]).translate(_TEXTS)
+
+    def text_of(self, token: int) -> str:
+        """The text of one id."""
+        return self.pieces.model.id_to_piece(token).replace(_META, "").translate(_TEXTS)
+
+    def size(self, text: str) -> int:
+        """Tokens of a text."""
+        return len(self.encode(text))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the model file, and how words are found."""
+        return hashlib.sha256(b"cpm1\n" + self.pieces.data).hexdigest()
+
+    def files(self) -> dict[str, bytes]:
+        """The vocabulary as the file of a checkpoint."""
+        return {self.FILE: self.pieces.data}
+
+    def _marked(self, text: str) -> str:
+        return " ".join(word.translate(_MARKS) for word in self.words(text))

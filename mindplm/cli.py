@@ -15,13 +15,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from mindplm import __version__
-from mindplm.errors import ConfigError, UserError
+from mindplm.errors import FAULT, INTERRUPTED, OK, USER_ERROR, ConfigError, UserError
 
 if TYPE_CHECKING:
     from mindplm.checkpoint import Checkpoint
     from mindplm.config import RunConfig
 
-OK, FAULT, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
 _USER_OS_ERRORS = (
     FileNotFoundError,
     PermissionError,

@@ -1,5 +1,8 @@
 """The errors a user can mend; the command line prints them without a traceback and exits with 2."""
 
+OK, FAULT, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
+"""Exit statuses: fine, a fault of ours, something that the user can mend, interrupted."""
+
 
 class UserError(ValueError):
     """Base of everything that a user's input, file or setting caused."""

@@ -34,7 +34,7 @@ GROUPS = {
 _BELOW = "assets files config nn weights tokenizers runtime models data families checkpoint"
 GROUPS.update(convert=_BELOW, generate=_BELOW, evaluate=_BELOW, train=_BELOW + " evaluate")
 GROUPS.update(measure=_BELOW + " evaluate generate", finetune=_BELOW + " evaluate train")
-GROUPS.update(cli="", __main__="cli", __init__="")
+GROUPS.update(launch="config families data checkpoint", cli="", __main__="cli", __init__="")
 # Modules at the top level that belong to a group of another name.
 ALIASES = {
     "strict": "config",
@@ -53,6 +53,7 @@ ALIASES = {
     "cli_score": "cli",
     "cli_convert": "cli",
     "cli_measure": "cli",
+    "launch_job": "launch",
 }
 # Importing these, and so all that they import, must not load MindSpore.
 FREE = [

@@ -124,7 +124,7 @@ def _parser() -> argparse.ArgumentParser:
             )
         return sub
 
-    from mindplm import cli_convert
+    from mindplm import cli_convert, cli_fill
 
     cli_convert.add_arguments(verb(_convert, "Bring a published checkpoint into ours, or back."))
     _add_vocab(verb(_vocab, "Build a vocabulary file from texts."))
@@ -141,6 +141,9 @@ def _parser() -> argparse.ArgumentParser:
         sub = verb(run, text, "optional")
         _add_model(sub)
         add(sub)
+    sub = verb(_fill, "Guess masked words with a masked language model.")
+    _add_model(sub)
+    cli_fill.add_arguments(sub)
     sub = verb(_show, "Print all settings and the size of the model; runs nothing.", "required")
     sub.add_argument("--keys", action="store_true", help="print what each key means instead")
     verb(_list, "List the families and presets.")
@@ -280,6 +283,12 @@ def _chat(args: argparse.Namespace) -> None:
 
     runtime.setup_log()
     cli_write.chat(args)
+
+
+def _fill(args: argparse.Namespace) -> None:
+    from mindplm import cli_fill
+
+    cli_fill.run(args)
 
 
 def _show(args: argparse.Namespace) -> None:

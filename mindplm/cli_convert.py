@@ -26,6 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--vocab", metavar="FILE", help="default: vocab.txt or bee.txt beside the tensors"
     )
+    parser.add_argument(
+        "--words",
+        metavar="HOW",
+        help="how words are found: of bert lower, cased or a regular expression; of gpt1 rules, "
+        "basic or exact",
+    )
     parser.add_argument("--back", metavar="FLAVOUR", help="from ours to the names of openbmb or hf")
     parser.add_argument(
         "--verify", action="store_true", help="read all again and compare checksums of tensors"
@@ -53,13 +59,15 @@ def run(args: argparse.Namespace) -> None:
     runtime.setup_log()
     same = {name: getattr(args, name) for name in ("family", "dtype", "back", "verify")}
     if is_lora(args.source):
-        if args.config is not None or args.vocab is not None:
-            option = "--config" if args.config is not None else "--vocab"
-            raise ConfigError(f"{option} is for models; {args.source} holds LoRA adapters")
+        for option in ("config", "vocab", "words"):
+            if getattr(args, option) is None:
+                continue
+            raise ConfigError(f"--{option} is for models; {args.source} holds LoRA adapters")
         alpha = LoraConfig.alpha if args.alpha is None else args.alpha
         print(convert_lora(args.source, args.out, base=args.base, alpha=alpha, **same))
         return
     if args.base is not None or args.alpha is not None:
         option = "--base" if args.base is not None else "--alpha"
         raise ConfigError(f"{option} is for LoRA adapters; {args.source} holds none")
-    print(convert(args.source, args.out, config=args.config, vocab=args.vocab, **same))
+    same |= {name: getattr(args, name) for name in ("config", "vocab", "words")}
+    print(convert(args.source, args.out, **same))

@@ -44,6 +44,7 @@ def convert(
     dtype: str = "keep",
     config: str | Path | None = None,
     vocab: str | Path | None = None,
+    words: str | None = None,
     back: str | None = None,
     verify: bool = False,
 ) -> Report:
@@ -60,6 +61,8 @@ def convert(
         config: The original's JSON file; default: config.json beside the tensors, else a preset
             whose sizes fit exactly.
         vocab: The vocabulary file; default: vocab.txt or bee.txt beside the tensors.
+        words: How the tokenizer finds words where a family has several ways (bert: lower, cased or
+            a regular expression; gpt1: rules, basic or exact); default: what its files say.
         back: A flavour of the family: hf (safetensors) or another (a file that torch.load reads),
             such as openbmb of cpm_bee.
         verify: Read all again and compare checksums of tensors.
@@ -75,7 +78,8 @@ def convert(
         if back not in known:
             raise ConfigError(f"back={back!r}, accepted: {', '.join(known)}")
         return _to_theirs(source, out, back, dtype, verify)
-    return _to_ours(source, out, families.family(family), family, dtype, (config, vocab), verify)
+    given = (config, vocab, words)
+    return _to_ours(source, out, families.family(family), family, dtype, given, verify)
 
 
 # --- theirs to ours -------------------------------------------------------------------------------
@@ -87,7 +91,7 @@ def _to_ours(
     entry: families.Family,
     family: str,
     dtype: str,
-    given: tuple[str | Path | None, str | Path | None],
+    given: tuple[str | Path | None, str | Path | None, str | None],
     verify: bool,
 ) -> Report:
     if (source / files.MANIFEST).is_file() and (source / "model.yaml").is_file():
@@ -103,7 +107,7 @@ def _to_ours(
         )
     flavour = entry.part("flavour_of")(theirs)
     folder = source if source.is_dir() else source.parent
-    tokenizer = _tokenizer(entry, folder, given[1])
+    tokenizer = _tokenizer(entry, folder, given[1], given[2])
     model = _model(entry, family, theirs, flavour, (folder, given[0]), tokenizer.vocab_size)
     rules = entry.part("rules")(model, flavour)
     dropped = _dropped(rules, theirs)
@@ -139,14 +143,17 @@ def _to_ours(
     return dataclasses.replace(report, verified=count)
 
 
-def _tokenizer(entry: families.Family, folder: Path, given: str | Path | None) -> Any:
+def _tokenizer(
+    entry: families.Family, folder: Path, given: str | Path | None, words: str | None
+) -> Any:
     places = [Path(given)] if given is not None else [folder / name for name in _VOCABS]
     found = [path for path in places if path.is_file()]
     if not found:
         raise CheckpointError(
             f"no vocabulary: {' or '.join(map(str, places))} is missing; name it (--vocab FILE)"
         )
-    return entry.part("tokenizer").from_file(found[0])
+    options = () if words is None else (words,)
+    return entry.part("tokenizer").from_file(found[0], *options)
 
 
 def _model(

@@ -24,6 +24,9 @@ _CACHED = 1 << 16
 _CLEANED = ((" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" n't", "n't"),
             (" 'm", "'m"), (" 's", "'s"), (" 've", "'ve"), (" 're", "'re"))  # fmt: skip
 
+# A space beside something that is no letter or digit of an alphabet.
+_INNER = re.compile(r"(?<=[^\x00-\u2fff]) +| +(?=[^\x00-\u2fff])")
+
 
 class WordPieceTokenizer:
     """Cuts text into ids and joins ids into text.
@@ -72,10 +75,14 @@ class WordPieceTokenizer:
         self._known: dict[str, list[str]] = {}
 
     @classmethod
-    def from_file(cls, path: str | Path) -> WordPieceTokenizer:
-        """Reads a vocabulary file, one piece a line, and tokenizer_config.json beside it, if any.
+    def from_file(cls, path: str | Path, words: str | None = None) -> WordPieceTokenizer:
+        """Reads a vocabulary file, one piece a line.
 
-        Of that file `do_lower_case` (default true) and `word_pattern` (ours) count.
+        Args:
+            path: The file.
+            words: lower, cased, or a regular expression for the words; None: what
+                tokenizer_config.json beside the file says by `do_lower_case` and `word_pattern`,
+                else lower.
         """
         path = Path(path)
         try:
@@ -91,6 +98,9 @@ class WordPieceTokenizer:
                 settings = json.loads(beside.read_text(encoding="utf-8"))
             except ValueError as error:
                 raise VocabError(f"{beside}: not JSON: {str(error)[:100]}") from None
+        if words is not None:
+            pattern = "" if words in ("lower", "cased") else words
+            settings = {"do_lower_case": words == "lower", "word_pattern": pattern}
         lines = text.split("\n")
         lines = [line.rstrip("\r") for line in (lines[:-1] if lines[-1] == "" else lines)]
         return cls(
@@ -207,17 +217,22 @@ class WordPieceTokenizer:
 
     # --- ids to text ------------------------------------------------------------------------------
 
-    def decode(self, ids: Sequence[int], *, skip_special: bool = False, tidy: bool = True) -> str:
-        """Text of ids, with a space between words.
+    def decode(
+        self, ids: Sequence[int], *, skip_special: bool = False, joined: bool = False
+    ) -> str:
+        """Text of ids.
 
         Args:
             ids: Ids of the vocabulary.
             skip_special: Leave out [CLS], [SEP], [PAD], [MASK] and [UNK].
-            tidy: Remove the space before English signs, as the public programs do.
+            joined: Leave out the spaces around Chinese characters and signs; without it every word
+                stands by itself but for English signs, as with the public programs.
         """
         skipped = set(self.special_ids) if skip_special else set()
         pieces = [self.lines[i] for i in ids if i not in skipped]
+        if self.pattern:
+            return "".join(pieces)
         text = " ".join(pieces).replace(" ##", "")
-        for written, meant in _CLEANED if tidy else ():
+        for written, meant in _CLEANED:
             text = text.replace(written, meant)
-        return text.strip()
+        return _INNER.sub("", text.strip()) if joined else text.strip()

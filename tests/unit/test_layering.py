@@ -35,6 +35,7 @@ _BELOW = "assets files config nn weights tokenizers runtime models data families
 GROUPS.update(convert=_BELOW, generate=_BELOW, evaluate=_BELOW, train=_BELOW + " evaluate")
 GROUPS.update(measure=_BELOW + " evaluate generate", finetune=_BELOW + " evaluate train")
 GROUPS.update(launch="config families data checkpoint", cli="", __main__="cli", __init__="")
+GROUPS["fill"] = _BELOW
 # Modules at the top level that belong to a group of another name.
 ALIASES = {
     "strict": "config",
@@ -52,6 +53,7 @@ ALIASES = {
     "cli_write": "cli",
     "cli_score": "cli",
     "cli_convert": "cli",
+    "cli_fill": "cli",
     "cli_measure": "cli",
     "launch_job": "launch",
 }

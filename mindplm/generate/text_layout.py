@@ -8,7 +8,8 @@ from typing import Any, Callable, NamedTuple
 
 import numpy as np
 
-from mindplm.data.prompts import ANSWER
+from mindplm.data.causal_text import prompt_ids
+from mindplm.data.cpm_bee import ANSWER
 from mindplm.errors import DataError
 from mindplm.generate.rows import Feed, Pairs, Plan
 
@@ -37,20 +38,6 @@ class TextPrompt:
 
     def __len__(self) -> int:
         return len(self.ids)
-
-
-def text_of(record: Mapping[str, Any], key: str = "input") -> str:
-    """A text of a record.
-
-    Raises:
-        DataError: It is missing, or no text.
-    """
-    if not isinstance(record.get(key), str):
-        raise DataError(
-            f'expected a record with a text under "{key}", such as '
-            f'{{"{key}": "...", "{ANSWER}": ""}}; its keys are {", ".join(map(str, record))}'
-        )
-    return record[key]
 
 
 def check_answer(record: Mapping[str, Any]) -> None:
@@ -120,8 +107,8 @@ class TextLayout(Answers):
         for number, example in enumerate(examples, start=1):
             if not isinstance(example.get(ANSWER), str):
                 raise DataError(f'example {number}: expected an answer under "{ANSWER}"')
-            shown = {**example, "input": text_of(example) + example[ANSWER] + "\n"}
-            ids += self._encode(shown, self._tokenizer)
+            ids += self._encode(example, self._tokenizer)
+            ids += self._tokenizer.encode(example[ANSWER] + "\n")
         ids += self._encode(record, self._tokenizer)
         if not ids and self._tokenizer.eos_id >= 0:
             ids = [self._tokenizer.eos_id]  # what a new text follows in training
@@ -219,11 +206,6 @@ class _Steps:
         return [feed.ids, self._last + feed.positions, np.array([slot], np.int32), self._filled]
 
 
-def encode_input(record: Mapping[str, Any], tokenizer: Any) -> list[int]:
-    """The ids of the text under "input"."""
-    return tokenizer.encode(text_of(record))
-
-
-def plain_layout(tokenizer: Any, config: Any) -> TextLayout:
-    """The layout of a family whose prompts are texts and nothing else."""
-    return TextLayout(tokenizer, config, encode_input)
+def causal_layout(tokenizer: Any, config: Any) -> TextLayout:
+    """The layout of causal families; see `mindplm.data.causal_text` for their records."""
+    return TextLayout(tokenizer, config, prompt_ids)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -165,20 +165,19 @@ class BpeTokenizer:
             best = min(pairs, key=lambda pair: self._ranks.get(pair, len(self._ranks)))
             if best not in self._ranks:
                 break
-            parts = list(_merged(parts, best))
+            parts = merged(parts, best)
         return tuple(parts)
 
 
-def _merged(parts: Sequence[str], pair: tuple[str, str]) -> Iterator[str]:
+def merged(parts: list[str], pair: tuple[str, str]) -> list[str]:
     """The parts with every occurrence of a pair as one, from left to right."""
+    result: list[str] = []
     place = 0
     while place < len(parts):
-        if parts[place] == pair[0] and parts[place + 1 : place + 2] == [pair[1]]:
-            yield pair[0] + pair[1]
-            place += 2
-        else:
-            yield parts[place]
-            place += 1
+        both = parts[place] == pair[0] and parts[place + 1 : place + 2] == [pair[1]]
+        result.append(pair[0] + pair[1] if both else parts[place])
+        place += 1 + both
+    return result
 
 
 def _vocab_file(path: Path) -> Path:

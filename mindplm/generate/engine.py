@@ -8,7 +8,7 @@ a batch takes the bucket of its longest, and the last batch of a call is filled 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Callable, NamedTuple, Protocol
 
 import numpy as np
@@ -19,6 +19,8 @@ from mindplm.generate.rows import Feed, Pairs, Plan, Policy
 
 DEFAULT_BUCKETS = (32, 64, 128, 256, 512, 1024, 2048)
 _NEW_TOKENS_STEP = 64
+MOST_PAIRS = 1 << 23
+"""Pairs of positions that are related at once; with 32 heads a gigabyte for each fp32 tensor."""
 
 
 class Network(Protocol):
@@ -132,11 +134,14 @@ class Engine:
             return
         order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
         shape = self._shape(prompts, order[0], rows_per_prompt, max_new_tokens)
-        for first in range(0, len(prompts), shape.batch):
+        first = 0
+        while first < len(prompts):
             bucket = self._bucket(prompts[order[first]], order[first])
-            numbers = sorted(order[first : first + shape.batch])
+            part = replace(shape, batch=rows_at_once(shape.batch, bucket))
+            numbers = sorted(order[first : first + part.batch])
+            first += part.batch
             chosen = [prompts[i] for i in numbers]
-            for last in self._steps(chosen, numbers, bucket, make_policy, shape):
+            for last in self._steps(chosen, numbers, bucket, make_policy, part):
                 policy, tables = last
             for place, (number, pairs) in enumerate(zip(numbers, policy.results())):
                 yield number, Written(pairs, tables[place], policy.ranked(place))
@@ -218,6 +223,11 @@ class Engine:
             logits, caches = self._network.step([*changing, *fixed, put(parents)], caches)
             slot += 1
         yield policy, batch.tables
+
+
+def rows_at_once(wanted: int, length: int) -> int:
+    """How many rows of a length are read together: scores and biases take its square each."""
+    return max(1, min(wanted, MOST_PAIRS // length**2))
 
 
 def _fill(values: np.ndarray, whole: np.ndarray) -> np.ndarray:

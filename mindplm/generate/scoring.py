@@ -22,6 +22,7 @@ from mindplm.data.instances import Instance
 from mindplm.data.packing import COLUMNS, IGNORE, Packer, Row, RowShape, collate, ext_table
 from mindplm.data.prompts import full_instance
 from mindplm.errors import ConfigError, DataError
+from mindplm.generate.engine import rows_at_once
 from mindplm.nn.kernels import masked
 
 if TYPE_CHECKING:
@@ -245,14 +246,19 @@ def _run(
 ) -> Iterator[tuple[int, Score]]:
     """Scores by batches of like length, long rows first."""
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
-    size = min(batch_size, _room(1, [len(rows)]))
+    most = min(batch_size, _room(1, [len(rows)]))
     max_rel = _room(_REL_ROOM, [len(row.segment_rel) for row in rows])
-    for first in range(0, len(rows), size):
+    first = 0
+    while first < len(rows):
+        length = len(rows[order[first]])
+        bucket = min(bucket for bucket in buckets if bucket >= length)
+        size = rows_at_once(most, bucket)
         numbers = order[first : first + size]
+        first += size
         chosen = [rows[i] for i in numbers]
         ext = _pairs(chosen)
         shape = RowShape(
-            min(bucket for bucket in buckets if bucket >= len(chosen[0])),
+            bucket,
             max_rel,
             _room(_EXT_ROOM, [len(ext[0])]),
             _room(_TARGET_ROOM, [row.num_targets for row in chosen]),

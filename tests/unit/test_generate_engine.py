@@ -13,7 +13,7 @@ from mindplm.data import prompts as prompting
 from mindplm.errors import ConfigError, DataError
 from mindplm.generate import generate, write
 from mindplm.generate.bee_layout import BeeLayout
-from mindplm.generate.engine import Engine
+from mindplm.generate.engine import Engine, rows_at_once
 from mindplm.generate.model import Model
 from mindplm.generate.policies import stream_of
 from mindplm.generate.search import BeamSearch
@@ -138,6 +138,19 @@ def test_few_shapes_occur() -> None:
     write(wrapped, TOKENIZER, prompts[::-1], config, batch_size=4)
     assert len(shapes["start"]) == 3
     assert len(shapes["step"]) == 1
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_long_prompts_are_read_few_at_once(beams, monkeypatch) -> None:
+    """Memory grows with the square of the length; what is written does not depend on that."""
+    prompts = [{"input": "ab" * n, "<ans>": ""} for n in (9, 50, 2, 45, 3, 51, 4)]
+    options = {"max_new_tokens": 5, "beams": beams, "buckets": (32, 64, 128)}
+    free = generate(model(), TOKENIZER, prompts, batch_size=4, **options)
+    monkeypatch.setattr("mindplm.generate.engine.MOST_PAIRS", 2 * 128**2)
+    wrapped = model()
+    assert generate(wrapped, TOKENIZER, prompts, batch_size=4, **options) == free
+    assert {shapes[0] for shapes in wrapped.network.shapes["start"]} == {(2, 128), (4, 32)}
+    assert [rows_at_once(8, length) for length in (32, 64, 128, 4096)] == [8, 8, 2, 1]
 
 
 def test_prompts_with_many_segments_and_tags_get_more_room() -> None:

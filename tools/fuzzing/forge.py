@@ -257,7 +257,7 @@ def _payload(rng: random.Random, mark: Path) -> Any:
             _Call(open, str(mark), "w"),
             _Call(subprocess.Popen, ["touch", str(mark)]),
             _Call(__import__, "antigravity"),
-            _Call(getattr, os, "system"),
+            _Call(getattr, _Call(__import__, "os"), "system"),
             _Call(os.mkdir, str(mark)),
             _Call(np.load, str(mark)),
         ]

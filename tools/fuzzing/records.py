@@ -112,7 +112,7 @@ def run(folder: Path, count: int, seed: int, only: Sequence[str] | None = None) 
     write_model(model)
     source.write_bytes(b"\n".join(lines(count, seed)) + b"\n")
     (folder / "run.yaml").write_text(_RUN.format(folder=folder), encoding="utf-8")
-    given = ["-m", str(model), "--file", str(source), "--batch-size", "32"]
+    given = ["-m", str(model), "--file", str(source), "--batch-size", "16"]
     writing = ["generate", *given, "--max-new-tokens", "2", "runtime.device=cpu"]
     jobs = {
         "generate": [*writing, "--out", str(folder / "out.jsonl")],

@@ -43,7 +43,7 @@ def score(args: argparse.Namespace) -> None:
     config, running, _ = cli_write.settings_of(args)
     from mindplm.generate import load
 
-    model, tokenizer = load(args.model, running, adapter=args.adapter)
+    model, tokenizer = load(args.model, running, adapter=args.adapter, int8=args.int8)
     results = (_choices if args.choose else _scores)(args, given, config, model, tokenizer)
     failed = 0
     for (place, _), found in zip(given, results):

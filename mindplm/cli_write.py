@@ -69,9 +69,12 @@ def count(text: str) -> int:
 
 
 def add_adapter(sub: argparse.ArgumentParser) -> None:
-    """The argument --adapter."""
+    """The arguments --adapter and --int8."""
     sub.add_argument(
         "--adapter", metavar="FOLDER", help="LoRA adapters to merge into the weights when loading"
+    )
+    sub.add_argument(
+        "--int8", action="store_true", help="weights of projections as int8: less memory, slower"
     )
 
 
@@ -147,7 +150,7 @@ def generate(args: argparse.Namespace) -> None:
 
     if args.stream and config.num_best > 1:
         raise ConfigError("--stream shows one answer, it needs generate.num_best=1")
-    model, tokenizer = writing.load(args.model, running, adapter=args.adapter)
+    model, tokenizer = writing.load(args.model, running, adapter=args.adapter, int8=args.int8)
     more = {"examples": examples, "seed": args.seed}
     if args.stream:
         _print_stream(writing.stream(model, tokenizer, prompt, config, **more), args, config)
@@ -168,6 +171,8 @@ def _job_settings(
         from mindplm import adapters
 
         digest.update((adapters.read(args.adapter).folder / MANIFEST).read_bytes())
+    if args.int8:
+        digest.update(b"int8")
     return Settings(config, args.seed, args.batch_size, examples, digest.hexdigest())
 
 
@@ -192,7 +197,7 @@ def _generate_file(args: argparse.Namespace, settings: Settings, running: Runtim
     from mindplm.generate.jobs import FileJob, is_error
 
     job = FileJob(Path(args.file), Path(args.out) if args.out else None, settings)
-    model, tokenizer = load(args.model, running, adapter=args.adapter)
+    model, tokenizer = load(args.model, running, adapter=args.adapter, int8=args.int8)
     if args.out:
         report = job.run(model, tokenizer)
         print(f"mindplm: {report}; {args.out}", file=sys.stderr)
@@ -322,7 +327,7 @@ def chat(args: argparse.Namespace) -> None:
     from mindplm.generate.chat import Chat
     from mindplm.text import unescape
 
-    model, tokenizer = load(args.model, running, adapter=args.adapter)
+    model, tokenizer = load(args.model, running, adapter=args.adapter, int8=args.int8)
     dialogue = Chat(model, tokenizer, config, seed=args.seed)
     if sys.stdin.isatty():
         print("mindplm: /new forgets the dialogue, Ctrl-D ends it", file=sys.stderr)

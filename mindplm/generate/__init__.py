@@ -28,11 +28,12 @@ def load(
     settings: RuntimeConfig | None = None,
     *,
     adapter: str | Path | None = None,
+    int8: bool = False,
 ) -> tuple[Model, Any]:
     """Reads a checkpoint; see `mindplm.generate.model.load`."""
     from mindplm.generate import model
 
-    return model.load(folder, settings, adapter=adapter)
+    return model.load(folder, settings, adapter=adapter, int8=int8)
 
 
 def generate(

@@ -11,6 +11,7 @@ from mindplm.config import RuntimeConfig
 from mindplm.errors import CheckpointError
 from mindplm.generate.compiled import CompiledNetwork
 from mindplm.generate.layout import Layout
+from mindplm.nn.int8 import load_int8
 from mindplm.nn.values import load_model
 
 
@@ -50,6 +51,7 @@ def load(
     settings: RuntimeConfig | None = None,
     *,
     adapter: str | Path | None = None,
+    int8: bool = False,
 ) -> tuple[Model, Any]:
     """Reads a checkpoint, tensor by tensor.
 
@@ -57,6 +59,7 @@ def load(
         folder: A checkpoint folder, or a run folder, which stands for its newest checkpoint.
         settings: Device, threads and type; None: the defaults.
         adapter: An adapter folder; it is merged into the weights.
+        int8: Keep the weights of projections as int8: less memory, but slower on CPU.
 
     Returns:
         (model, tokenizer).
@@ -84,7 +87,10 @@ def load(
         if found.family != saved.family:
             raise CheckpointError(f"{adapter} is of {found.family}, {folder} of {saved.family}")
         weights = tensors.widened(adapters.merge(weights, found))
-    load_model(cell, weights, str(saved.folder), fresh=True)
+    if int8:
+        load_int8(cell, weights, str(saved.folder))
+    else:
+        load_model(cell, weights, str(saved.folder), fresh=True)
     return from_cell(cell, config, saved.family), tokenizer
 
 

@@ -74,7 +74,7 @@ def _tensor(values: np.ndarray, item: Parameter, source: str) -> Tensor:
     """
     if item.dtype == ms.bfloat16:
         return Tensor(values).astype(item.dtype)
-    wanted = np.dtype(ms.dtype_to_nptype(item.dtype))
+    wanted = np.dtype(str(item.dtype).lower())  # "Float32" and so on
     with np.errstate(over="ignore"):
         made = values.astype(wanted, copy=False)
     if wanted.itemsize < values.itemsize and (np.isinf(made) & np.isfinite(values)).any():

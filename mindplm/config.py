@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Optional, Protocol
+from typing import Any, Literal, Protocol
 
+from mindplm.config_data import DataConfig as DataConfig
+from mindplm.config_data import SourceConfig as SourceConfig
 from mindplm.config_generate import GenerateConfig as GenerateConfig
 from mindplm.config_parallel import ParallelConfig as ParallelConfig
 from mindplm.config_shape import ShapeConfig as ShapeConfig
@@ -73,80 +75,6 @@ class RuntimeConfig:
 
     def __post_init__(self) -> None:
         at_least("runtime", self, seed=0, threads=0, peak_tflops=0)
-
-
-@dataclass(frozen=True)
-class SourceConfig:
-    """One source of texts or records."""
-
-    path: str
-    """A file, a glob pattern, or embedded:poems, embedded:sanguo, embedded:classics,
-    embedded:english (with _valid for the held-out part where there is one)."""
-    name: str = ""
-    """Name in reports and logs; empty: made from the path."""
-    weight: float = 1.0
-    """How often a document of it is used, relative to the other sources."""
-    tasks: dict[str, float] = field(default_factory=dict)
-    """Weight of each way to make training rows of a text; none: the usual ones of the family.
-    For cpm_bee lm (cut in two), write (all of it), infill (blanks), or record: lines are
-    records."""
-    text_field: str = "text"
-    """Key of the text in JSON lines."""
-    extra_fields: tuple[str, ...] = ("title", "author")
-    """Keys of JSON lines that some records show beside the text; of title and author."""
-    shape: Optional[ShapeConfig] = None  # noqa: UP045 (it is evaluated, also by Python 3.9)
-    """What the lines are, if they are no texts or records yet: reviews with labels, questions
-    and answers, tagged tokens, messages ...; they become records."""
-    task: str = ""
-    """A task file whose shape the lines have, instead of naming a shape here."""
-
-    def __post_init__(self) -> None:
-        require(
-            self.shape is None or not self.task,
-            f"data: source {self.path} names both shape and task; choose one of them",
-        )
-        require(self.path != "", "data: a source has an empty path")
-        require(self.weight > 0, f"data: weight={self.weight} of {self.path}, expected > 0")
-        require(
-            set(self.extra_fields) <= {"title", "author"},
-            f"data: extra_fields={list(self.extra_fields)} of {self.path}, accepted in it: "
-            "title, author",
-        )
-        require(
-            not self.tasks or (min(self.tasks.values()) >= 0 and sum(self.tasks.values()) > 0),
-            f"data: tasks={self.tasks} of {self.path}, expected at least one weight > 0, none < 0",
-        )
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """What is read and how it is cut into rows."""
-
-    train: list[SourceConfig]
-    """Sources of training texts."""
-    folder: str
-    """Where prepared rows are written: <folder>/train and <folder>/valid."""
-    valid: list[SourceConfig] = field(default_factory=list)
-    """Sources of validation texts; none: no validation."""
-    seq_len: int = 512
-    """Tokens of a row."""
-    max_rel: int = 0
-    """Room of a row for segment relation values; 0: chosen from seq_len."""
-    max_ext: int = 64
-    """Extra output classes of a batch (numbered blanks, unknown characters ...)."""
-    max_targets: int = 0
-    """Predicted positions of a row; 0: seq_len."""
-    repeat: int = 1
-    """Differently drawn records made of each document."""
-
-    def __post_init__(self) -> None:
-        require(len(self.train) > 0, "data.train is empty, expected at least one source")
-        require(self.folder != "", "data.folder is empty, expected a folder")
-        at_least("data", self, seq_len=8, max_rel=0, max_ext=1, max_targets=0, repeat=1)
-        require(
-            self.max_targets <= self.seq_len,
-            f"data.max_targets={self.max_targets}, expected at most data.seq_len={self.seq_len}",
-        )
 
 
 @dataclass(frozen=True)

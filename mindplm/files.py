@@ -26,6 +26,7 @@ MANIFEST = "manifest.json"
 # Folders of these names are removed without a question, so they must be nobody else's.
 _TEMPORARY = ".mindplm-tmp-"
 _DISCARDED = ".mindplm-old-"
+_WORK = ".mindplm-work-"
 _ENTRY = {"bytes", "sha256"}
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _CHUNK = 1 << 22
@@ -90,10 +91,7 @@ def new_folder(target: Path, needed_bytes: int) -> Iterator[FolderWriter]:
         CheckpointError: No space is left.
     """
     parent = target.parent
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-    except FileExistsError:
-        raise CheckpointError(f"{parent} is a file, expected a folder to write in") from None
+    _make_parent(parent)
     clean(parent)
     free = shutil.disk_usage(parent).free
     if free < needed_bytes:
@@ -103,10 +101,7 @@ def new_folder(target: Path, needed_bytes: int) -> Iterator[FolderWriter]:
         writer = FolderWriter(folder)
         yield writer
         writer.finish()
-        if target.exists():
-            os.rename(target, parent / f"{_DISCARDED}{target.name}-{secrets.token_hex(4)}")
-        os.rename(folder, target)
-        flush_folder(parent)
+        put_in_place(folder, target)
     except OSError as error:
         if error.errno in _FULL:
             shutil.rmtree(folder, ignore_errors=True)
@@ -116,6 +111,45 @@ def new_folder(target: Path, needed_bytes: int) -> Iterator[FolderWriter]:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)
     clean(parent)
+
+
+def _make_parent(parent: Path) -> None:
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise CheckpointError(f"{parent} is a file, expected a folder to write in") from None
+
+
+def put_in_place(folder: Path, target: Path) -> None:
+    """Gives a finished folder its name; one that has it already is discarded."""
+    parent = target.parent
+    if target.exists():
+        os.rename(target, parent / f"{_DISCARDED}{target.name}-{secrets.token_hex(4)}")
+    os.rename(folder, target)
+    flush_folder(parent)
+
+
+@contextlib.contextmanager
+def work_folder(target: Path, needed_bytes: int) -> Iterator[Path]:
+    """A folder beside `target` for work that a later process can go on with; it stays as it is.
+
+    Args:
+        target: What will come of the work.
+        needed_bytes: What must be free at least.
+
+    Raises:
+        CheckpointError: Another process works there, or no space is left.
+    """
+    parent = target.parent
+    _make_parent(parent)
+    clean(parent)
+    free = shutil.disk_usage(parent).free
+    if free < needed_bytes:
+        raise _full(target, needed_bytes, free)
+    folder = parent / f"{_WORK}{target.name}"
+    folder.mkdir(exist_ok=True)
+    with only_process(folder / "lock"):
+        yield folder
 
 
 def _full(target: Path, needed: int, free: int) -> CheckpointError:

@@ -14,7 +14,7 @@ from mindplm.data.cpm_bee import to_arrays
 from mindplm.data.draw import Settings
 from mindplm.data.instances import Instance, make_instance
 from mindplm.data.packing import Packer, RowShape
-from mindplm.data.records import new_rows
+from mindplm.data.row_writer import new_rows
 from mindplm.tokenizers.cpm_bee import SPECIALS, CpmBeeTokenizer
 
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789<>.,:'床前明月光疑是地上霜举头望低思故乡，。"

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from mindplm.config import RunConfig
+from mindplm.data.compact import unflatten
 from mindplm.data.draw import Drawer, Settings
-from mindplm.data.instances import TOKEN_COLUMNS
 from mindplm.data.kinds import Draws, RowKind
 from mindplm.data.packing import COLUMNS, Marks, Packer, Row, RowShape, collate
 from mindplm.data.tasks import TASKS
@@ -19,12 +20,11 @@ def _settings(config: RunConfig, split: str) -> Settings:
     settings = Settings.of(config.data, seed=config.runtime.seed, max_depth=config.model.max_depth)
     if split == "train":
         return settings
-    return Settings(settings.shape, 1, settings.seed, settings.max_depth)
+    return dataclasses.replace(settings, repeat=1)
 
 
 def _row(arrays: Mapping[str, np.ndarray]) -> Row:
-    tokens = arrays["tokens"].reshape(len(TOKEN_COLUMNS), -1)
-    return Row(tokens, arrays["segment_rel"], arrays["task_ids"])
+    return Row(*unflatten(arrays["row"]))
 
 
 def _collate(
@@ -34,7 +34,7 @@ def _collate(
 
 
 def _numbers(shape: RowShape) -> int:
-    return len(TOKEN_COLUMNS) * shape.seq_len + shape.max_rel
+    return 6 * shape.seq_len + shape.max_rel + 4
 
 
 ROWS = RowKind(
@@ -42,7 +42,7 @@ ROWS = RowKind(
     tasks=TASKS,
     usual={"lm": 1.0, "infill": 1.0},
     columns=COLUMNS,
-    stored=("tokens", "segment_rel", "task_ids"),
+    stored=("row",),
     marks=("vocab_size", "bos_id", "eos_id"),
     settings=_settings,
     drawer=Drawer,

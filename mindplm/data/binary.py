@@ -21,6 +21,8 @@ from mindplm.files import replace_file
 from mindplm.weights.pickle_reader import read_pickle
 
 META = "meta.bin"
+KIND = "binary"
+"""The kind of file that a data set counts as."""
 BLOCK_BYTES = 16 << 20
 _RECORD, _END = 0x1F, 0x00
 _HEAD = struct.Struct("=BI")

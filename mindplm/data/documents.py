@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
-import gzip
 import json
-import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Union
 
-from mindplm.errors import DataError
+from mindplm.data import binary
+from mindplm.data.chunks import BOM, line_pieces
 
-Lines = Iterable[tuple[int, bytes]]
-"""Numbered lines of a file, with their ends."""
+Lines = Iterable[tuple[Union[int, str], bytes]]
+"""Lines of a file, with their ends, and what they are called: their numbers, or such as item 3."""
 
 
 class InputFile(NamedTuple):
-    """A file and what it is called in messages."""
+    """A file (or the folder of a binary data set), what it is called, and what it holds."""
 
     label: str
     path: Path
+    kind: str = ""
+
+    @property
+    def parts(self) -> list[Path]:
+        """The files on disk."""
+        if self.kind != binary.KIND:
+            return [self.path]
+        names = [file.file_name for file in binary.read_meta(self.path) if not file.mask]
+        return [self.path / binary.META, *(self.path / name for name in names)]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes on disk."""
+        return sum(part.stat().st_size for part in self.parts)
 
 
 @dataclass(frozen=True)
@@ -59,15 +72,18 @@ Item = Union[Document, Problem]
 
 
 def numbered_lines(raw: IO[bytes], file: InputFile) -> Iterator[tuple[int, bytes]]:
-    """Numbered lines of a file, unzipped, without the byte order mark."""
-    number = 0
-    content: Any = gzip.GzipFile(fileobj=raw) if file.path.suffix == ".gz" else raw
-    try:
-        for number, line in enumerate(content, start=1):
-            yield number, line[3:] if number == 1 and line.startswith(b"\xef\xbb\xbf") else line
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        place = f"{file.label}:{number + 1}"
-        raise DataError(f"{place}: damaged or cut-off gzip file: {error}") from None
+    """Numbered lines of a file, unpacked, without the byte order mark."""
+    number = 1
+    for piece in line_pieces(raw, file.label, file.path):
+        lines = split_lines(piece[len(BOM) :] if number == 1 and piece.startswith(BOM) else piece)
+        yield from enumerate(lines, start=number)
+        number += len(lines)
+
+
+def split_lines(data: bytes) -> list[bytes]:
+    """The lines of a piece of a file; other line ends than a line feed do not count."""
+    lines = data.split(b"\n")
+    return lines if lines[-1] else lines[:-1]
 
 
 def text_lines(lines: Lines, label: str) -> Iterator[tuple[str, str] | Problem]:

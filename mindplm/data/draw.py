@@ -7,6 +7,7 @@ documents are spread over them.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -14,12 +15,15 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from mindplm.config import DataConfig, SourceConfig
-from mindplm.data.cpm_bee import ANSWER, RecordError, to_arrays
-from mindplm.data.instances import Instance, make_instance
+from mindplm.data.cpm_bee import ANSWER, RecordError, Sample, to_arrays
+from mindplm.data.instances import IDS, Instance, append_incontext, make_instance
 from mindplm.data.kinds import RowSettings
 from mindplm.data.packing import RowShape, check_fits
+from mindplm.data.plans import RecordDraw, RecordPlan
 from mindplm.data.sources import Document, Problem
 from mindplm.data.tasks import TASKS, choose_task, generator, make_record
+from mindplm.errors import UserError
+from mindplm.text import lenient_record
 from mindplm.tokenizers.cpm_bee import CpmBeeTokenizer
 
 # Ends of lines and of sentences, with the closing marks and the white space after them.
@@ -33,9 +37,11 @@ class Settings(RowSettings):
 
     Attributes:
         max_depth: Limit of steps in a record's tree.
+        lenient: Mend records as `mindplm.text.lenient_record` does.
     """
 
     max_depth: int = 8
+    lenient: bool = True
 
     @classmethod
     def of(cls, config: DataConfig, *, seed: int, max_depth: int = 8) -> Settings:
@@ -44,16 +50,20 @@ class Settings(RowSettings):
         shape = RowShape(
             size, config.max_rel or 16 * size, config.max_ext, config.max_targets or size
         )
-        return cls(shape, config.repeat, seed, max_depth)
+        return cls(shape, config.repeat, seed, max_depth, config.lenient)
 
 
 class Work(NamedTuple):
-    """One draw from one document: numbers of the source, of the document in it, of the draw."""
+    """One draw from one document: numbers of the source, of the document in it, of the draw.
+
+    `others` are documents of the source that may be shown as examples.
+    """
 
     source: int
     number: int
     draw: int
     document: Document
+    others: Sequence[Document] = ()
 
 
 @dataclass
@@ -68,6 +78,7 @@ class Drawn:
         instances: The instance of the record, or one for each piece of the text.
         problems: What could not be used.
         num_chars: Characters of the document's text; 0 for a record.
+        counts: What else is worth counting, by name.
     """
 
     source: int
@@ -77,6 +88,7 @@ class Drawn:
     instances: list[Instance] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     num_chars: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
 
 
 class Drawer:
@@ -96,6 +108,7 @@ class Drawer:
         tokenizer: CpmBeeTokenizer,
         settings: Settings,
     ):
+        self._plans = [RecordPlan(source) for source in sources]
         self._tasks = [dict(source.tasks) for source in sources]
         self._extras = [source.extra_fields for source in sources]
         self._names = list(names)
@@ -113,26 +126,67 @@ class Drawer:
         """Draws from one document."""
         rng = generator(self._settings.seed, self._names[work.source], work.number, work.draw)
         tasks, document = self._tasks[work.source], work.document
-        is_record = ANSWER in document.fields and tasks.get("record", 0) > 0
-        drawn = Drawn(work.source, work.draw, document.place, is_record)
-        if is_record:
-            self._draw_record(document, drawn, rng)
+        drawn = Drawn(work.source, work.draw, document.place, False)
+        try:
+            draw = self._plans[work.source].draw(rng)
+            fields = draw(document.fields)
+        except RecordError as error:
+            drawn.is_record = True
+            drawn.problems.append(Problem(document.place, error.reason, str(error)))
+            return drawn
+        records, texts = tasks.get("record", 0) > 0, set(tasks) != {"record"}
+        if fields is None:
+            drawn.counts["left out by the transform"] += 1
+        elif texts and isinstance(fields.get("text"), str) and not (records and ANSWER in fields):
+            self._draw_text(Document(document.place, dict(fields)), drawn, rng)
         else:
-            self._draw_text(document, drawn, rng)
+            drawn.is_record = True
+            self._draw_record(work, fields, draw, drawn, rng)
+        drawn.counts["unknown tokens"] += sum(
+            int(np.count_nonzero(i.tokens[IDS] == self._tokenizer.unk_id)) for i in drawn.instances
+        )
         return drawn
 
     def many(self, works: Sequence[Work]) -> list[Drawn]:
         """Draws from several documents."""
         return [self(work) for work in works]
 
-    def _draw_record(self, document: Document, drawn: Drawn, rng: np.random.Generator) -> None:
+    def _draw_record(
+        self,
+        work: Work,
+        fields: Mapping[str, Any],
+        draw: RecordDraw,
+        drawn: Drawn,
+        rng: np.random.Generator,
+    ) -> None:
         try:
-            instance = self._convert(document.fields, self._settings.shape, rng)
-        except RecordError as error:
-            drawn.problems.append(Problem(document.place, error.reason, str(error)))
-        else:
-            instance.task = task_number(drawn.source, "record")
-            drawn.instances.append(instance)
+            sample = self._sample(self._mended(fields, drawn), rng)
+            instance = make_instance(sample)
+            check_fits(instance, self._settings.shape)
+        except UserError as error:
+            reason = error.reason if isinstance(error, RecordError) else "invalid record"
+            drawn.problems.append(Problem(work.document.place, reason, str(error)))
+            return
+        for number in draw.examples(work, rng):
+            try:
+                fields = self._mended(draw(work.others[number].fields) or {}, drawn)
+                sample = self._sample(fields, rng, sample)
+                longer = append_incontext(instance, sample)
+                check_fits(longer, self._settings.shape)
+            except UserError:
+                drawn.counts["examples not shown"] += 1
+                break
+            instance = longer
+            drawn.counts["examples shown"] += 1
+        instance.task = task_number(drawn.source, "record")
+        drawn.instances.append(instance)
+
+    def _mended(self, record: Any, drawn: Drawn) -> Any:
+        if not self._settings.lenient:
+            return record
+        mended = lenient_record(record, self._tokenizer.special_tokens)
+        drawn.counts["mended records"] += mended != record
+        return mended
 
     def _draw_text(self, document: Document, drawn: Drawn, rng: np.random.Generator) -> None:
         text = document.fields["text"]
@@ -158,7 +212,8 @@ class Drawer:
             task = choose_task(self._tasks[source], rng)
             record = make_record(task, piece, extras, rng, max_blanks=self._max_blanks)
             try:
-                instance = self._convert(record, self._text_shape, rng)
+                instance = make_instance(self._sample(record, rng))
+                check_fits(instance, self._text_shape)
             except RecordError as error:
                 if last or not error.too_big:
                     raise
@@ -167,18 +222,22 @@ class Drawer:
                 return instance
         raise AssertionError
 
-    def _convert(
-        self, record: Mapping[str, Any], shape: RowShape, rng: np.random.Generator
-    ) -> Instance:
-        if ANSWER not in record:
+    def _sample(
+        self, record: Mapping[str, Any], rng: np.random.Generator, before: Sample | None = None
+    ) -> Sample:
+        if not isinstance(record, Mapping) or ANSWER not in record:
             keys = ", ".join(map(str, record)) or "none"
             raise RecordError(f"record without {ANSWER} (keys: {keys})", reason="no <ans>")
-        sample = to_arrays(record, self._tokenizer, max_depth=self._settings.max_depth, shuffle=rng)
+        sample = to_arrays(
+            record,
+            self._tokenizer,
+            max_depth=self._settings.max_depth,
+            shuffle=rng,
+            state=before.state if before else None,
+        )
         if sample.context.all():
             raise RecordError(f"record.{ANSWER} holds no text", reason="nothing to predict")
-        instance = make_instance(sample)
-        check_fits(instance, shape)
-        return instance
+        return sample
 
 
 def task_number(source: int, task: str, tasks: Sequence[str] = TASKS) -> int:

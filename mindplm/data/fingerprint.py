@@ -17,6 +17,8 @@ from mindplm.files import sha256_of
 from mindplm.strict import to_plain
 
 PREPARE_AGAIN = "prepare the data again"
+_COMPARED = ("path", "weight", "tasks", "text_field", "extra_fields", "shape", "task_name",
+             "transforms", "incontext_weight")  # fmt: skip
 
 
 class Tokenizer(Protocol):
@@ -33,6 +35,7 @@ def fingerprint(
     settings: RowSettings,
     *,
     kind: RowKind = ROWS,
+    dedup: bool = False,
     known: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Everything that the rows depend on.
@@ -42,6 +45,7 @@ def fingerprint(
         tokenizer: Its vocabulary counts.
         settings: Shape, repeat, seed.
         kind: What the rows are.
+        dedup: Whether equal documents were left out.
         known: An earlier fingerprint: files of the same size and time need not be read, and
             sources whose files are gone are taken from it, since rows are enough to train.
     """
@@ -58,10 +62,11 @@ def fingerprint(
             files = before
         described.append({**to_plain(source), "name": name, "files": files})
     plain = dataclasses.asdict(settings)
+    own = {name: value for name, value in plain.items() if name != "shape"}
     return {
         "format": FORMAT,
         "tokenizer": tokenizer.fingerprint,
-        "settings": {**settings.shape._asdict(), **{k: plain[k] for k in plain if k != "shape"}},
+        "settings": {**settings.shape._asdict(), **own, "dedup": dedup},
         "sources": described,
     }
 
@@ -72,6 +77,7 @@ def check_fresh(
     tokenizer: Tokenizer,
     settings: RowSettings,
     kind: RowKind = ROWS,
+    dedup: bool = False,
 ) -> None:
     """Checks that a folder of rows was made from this.
 
@@ -79,7 +85,7 @@ def check_fresh(
         DataError: It was made from something else; the message names what changed.
     """
     made = read_manifest(folder).get("fingerprint", {})
-    now = fingerprint(sources, tokenizer, settings, kind=kind, known=made)
+    now = fingerprint(sources, tokenizer, settings, kind=kind, dedup=dedup, known=made)
     changes = differences(made, now)
     if changes:
         raise DataError(f"{folder}: is stale: {'; '.join(changes)}; {PREPARE_AGAIN}")
@@ -91,10 +97,11 @@ def is_fresh(
     tokenizer: Tokenizer,
     settings: RowSettings,
     kind: RowKind = ROWS,
+    dedup: bool = False,
 ) -> bool:
     """Whether a folder of rows is there, undamaged, and was made from this."""
     try:
-        check_fresh(folder, sources, tokenizer, settings, kind)
+        check_fresh(folder, sources, tokenizer, settings, kind, dedup)
         open_folder(folder, kind=kind)
     except DataError:
         return False
@@ -136,7 +143,7 @@ def _source_differences(old: list[dict], new: list[dict]) -> list[str]:
         if before is None:
             changes.append(f"source {source['name']} was added")
             continue
-        for key in ("path", "weight", "tasks", "text_field", "extra_fields", "shape"):
+        for key in _COMPARED:
             if before.get(key) != source[key]:
                 what = f"{key} of source {source['name']}"
                 changes.append(f"{what} was {before.get(key)}, is {source[key]}")
@@ -151,7 +158,12 @@ def _source_differences(old: list[dict], new: list[dict]) -> list[str]:
 def _files(source: SourceConfig, before: list[dict[str, Any]]) -> list[dict[str, Any]]:
     known = {(f["name"], f["bytes"], f["mtime_ns"]): f["sha256"] for f in before}
     files = []
-    for _, path in find_files(source.path):
+    paths = [path for file in find_files(source.path) for path in file.parts]
+    if isinstance(source.transforms, str):
+        paths.append(Path(source.transforms))
+    for path in paths:
+        if not path.is_file():
+            raise DataError(f"{path}: no such file")
         status = path.stat()
         key = (path.name, status.st_size, status.st_mtime_ns)
         sha256 = known.get(key) or sha256_of(path)

@@ -109,7 +109,9 @@ class RowKind:
             shape = read_task(source.task).shape
             source = dataclasses.replace(source, shape=shape, task="")
         if source.shape is None:
-            return source if source.tasks else dataclasses.replace(source, tasks=dict(self.usual))
+            records = source.transforms is not None and RECORD in self.tasks
+            usual = {RECORD: 1.0} if records else dict(self.usual)
+            return source if source.tasks else dataclasses.replace(source, tasks=usual)
         if RECORD not in self.tasks or set(source.tasks) - {RECORD}:
             known = RECORD if RECORD in self.tasks else f"{RECORD}, which {self.name} does not have"
             raise ConfigError(

@@ -17,6 +17,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 
+from mindplm.data.compact import flatten
 from mindplm.data.cpm_bee import RecordError
 from mindplm.data.instances import (
     CONTEXT,
@@ -112,11 +113,7 @@ class Row:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """What is stored of it."""
-        return {
-            "tokens": self.tokens.ravel(),
-            "segment_rel": self.segment_rel,
-            "task_ids": self.task_ids,
-        }
+        return {"row": flatten(self.tokens, self.segment_rel, self.task_ids)}
 
     def pairs(self) -> tuple[np.ndarray, np.ndarray]:
         """What it brings to the extension table."""

@@ -8,6 +8,7 @@ from typing import Any
 from mindplm.config import RunConfig, SourceConfig
 from mindplm.data.fingerprint import check_fresh, is_fresh
 from mindplm.data.kinds import RowKind
+from mindplm.data.mixture import Entry, read_mixture
 from mindplm.data.preprocess import preprocess
 from mindplm.data.records import RowFolder, open_folder, read_manifest
 from mindplm.errors import ConfigError
@@ -29,15 +30,24 @@ def run(config: RunConfig, tokenizer: Any, kind: RowKind) -> dict[str, dict[str,
     """
     reports = {}
     for split in SPLITS:
-        sources, folder = _sources(config, split), _folder(config, split)
+        sources, folder = sources_of(config, split), _folder(config, split)
         if not sources:
             continue
-        settings = kind.settings(config, split)
-        if is_fresh(folder, sources, tokenizer, settings, kind):
+        settings, data = kind.settings(config, split), config.data
+        if is_fresh(folder, sources, tokenizer, settings, kind, data.dedup):
             rows = read_manifest(folder)["rows"]
             log.info("%s: %d rows are there and up to date", folder, rows)
             continue
-        reports[split] = preprocess(sources, tokenizer, settings, folder, kind=kind)
+        reports[split] = preprocess(
+            sources,
+            tokenizer,
+            settings,
+            folder,
+            kind=kind,
+            workers=data.workers,
+            strict=data.strict,
+            dedup=data.dedup,
+        )
         _tell(folder, reports[split])
     return reports
 
@@ -48,15 +58,33 @@ def rows(config: RunConfig, tokenizer: Any, split: str, kind: RowKind) -> RowFol
     Raises:
         DataError: They are not there, damaged, or made from something else.
     """
-    sources, folder = _sources(config, split), _folder(config, split)
+    sources, folder = sources_of(config, split), _folder(config, split)
     if not sources:
         raise ConfigError(f"data.{split} names no sources")
-    check_fresh(folder, sources, tokenizer, kind.settings(config, split), kind)
+    settings = kind.settings(config, split)
+    check_fresh(folder, sources, tokenizer, settings, kind, config.data.dedup)
     return open_folder(folder, kind=kind)
 
 
-def _sources(config: RunConfig, split: str) -> list[SourceConfig]:
-    return config.data.train if split == "train" else config.data.valid
+def sources_of(config: RunConfig, split: str) -> list[SourceConfig]:
+    """The sources of a split; to those of training the entries of the mixture file are added."""
+    if split != "train":
+        return config.data.valid
+    entries = read_mixture(config.data.mixture) if config.data.mixture else []
+    return [*config.data.train, *map(source_of, entries)]
+
+
+def source_of(entry: Entry) -> SourceConfig:
+    """An entry of a mixture as a source: its objects are records, or become records."""
+    return SourceConfig(
+        path=entry.path,
+        name=entry.name,
+        weight=entry.weight,
+        tasks={"record": 1.0},
+        task_name=entry.task_name,
+        transforms=entry.transforms,
+        incontext_weight=entry.incontext_weight,
+    )
 
 
 def _folder(config: RunConfig, split: str) -> Path:
@@ -72,6 +100,10 @@ def _tell(folder: Path, report: dict[str, Any]) -> None:
         100 * report["fill"],
         report["seconds"],
     )
+    if report["duplicates"]:
+        log.info("%s: %s documents were met before", folder, f"{report['duplicates']:,}")
+    for name, number in report["notes"].items():
+        log.info("%s: %s: %s", folder, name, f"{number:,}")
     for reason, entry in report["invalid"].items():
         log.warning("%s: %d not used: %s", folder, entry["count"], reason)
         for example in entry["first"]:

@@ -1,97 +1,51 @@
-"""Texts and records to folders of packed rows: read, draw, convert, pack, write, report.
+"""Texts and records to folders of packed rows: read, draw, convert, mix, pack, write, report.
 
+First all instances are made, chunk by chunk, and dealt out at random to buckets on disk; then each
+bucket is shuffled and packed. So rows are mixed over the whole corpus while memory holds a bucket.
 The result depends on the sources, the vocabulary and the settings only, not on the number of
-processes. Memory does not grow with the corpus: documents are mixed in a buffer of fixed size.
+processes. What is done is noted in a work folder beside the target, so that an interrupted run
+goes on there; it is removed when the rows are whole.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import errno
+import itertools
+import json
+import shutil
 import time
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
+from mindplm import files
 from mindplm.config import SourceConfig
+from mindplm.data import row_writer
 from mindplm.data.bee_rows import ROWS
-from mindplm.data.draw import Drawn, Work, task_names
+from mindplm.data.chunks import Chunk
+from mindplm.data.documents import Problem
+from mindplm.data.draw import task_names
 from mindplm.data.fingerprint import fingerprint, source_names
-from mindplm.data.instances import Instance
 from mindplm.data.kinds import RowKind, RowSettings
 from mindplm.data.pool import num_workers, ordered_map
-from mindplm.data.records import RowWriter, new_rows
-from mindplm.data.sources import Document, Item, Problem, SourceReader
-from mindplm.data.tasks import generator
-from mindplm.errors import DataError
+from mindplm.data.report import Report
+from mindplm.data.row_writer import NoSpaceError, RowWriter, check_target, written_at
+from mindplm.data.sources import SourceReader
+from mindplm.data.spool import BUCKET_BYTES, MOST_BUCKETS, Buckets
+from mindplm.data.stages import BucketStage, ChunkResult, ChunkStage
+from mindplm.errors import DataError, UserError
+from mindplm.files import FolderWriter
+from mindplm.runtime import log
 
-_OPEN_ROWS = 128
-_BUFFER_DOCUMENTS = 20_000
-_BUFFER_CHARS = 8_000_000
-_CHUNK_DOCUMENTS = 256
-_CHUNK_CHARS = 100_000
 _SMALL_BYTES = 200_000
 """Inputs below this are worked on in one process: starting others would take longer."""
-_EXAMPLES = 5
-
-
-class Report:
-    """Counts of what was read and what became of it."""
-
-    def __init__(self, names: Sequence[str], seq_len: int, tasks: Sequence[str]):
-        self.seq_len = seq_len
-        self.counts: Counter[str] = Counter()
-        self.sources: dict[str, Counter[str]] = {name: Counter() for name in names}
-        self.tasks: Counter[str] = Counter()
-        self._task_names = task_names(names, tasks)
-        self.invalid: dict[str, dict[str, Any]] = {}
-        self.largest_subs: dict[int, int] = {}
-        self.seconds = 0.0
-
-    def problem(self, problem: Problem) -> None:
-        """Counts something that could not be used and keeps the first examples."""
-        entry = self.invalid.setdefault(problem.reason, {"count": 0, "first": []})
-        entry["count"] += 1
-        if len(entry["first"]) < _EXAMPLES:
-            entry["first"].append(str(problem))
-
-    def drawn(self, drawn: Drawn, source: str) -> None:
-        """Counts what came of one draw."""
-        of_source = self.sources[source]
-        for name, number in (
-            ("draws", 1),
-            ("pieces", 0 if drawn.is_record else len(drawn.instances)),
-            ("instances", len(drawn.instances)),
-            ("tokens", sum(map(len, drawn.instances))),
-            ("targets", sum(i.num_targets for i in drawn.instances)),
-        ):
-            self.counts[name] += number
-            of_source[name] += number
-        self.tasks.update(self._task_names[i.task] for i in drawn.instances)
-        self.counts["target_characters"] += sum(i.num_chars for i in drawn.instances)
-        if drawn.draw == 0:
-            self.counts["characters"] += drawn.num_chars
-            of_source["characters"] += drawn.num_chars
-
-    def as_dict(self) -> dict[str, Any]:
-        """The report as plain values."""
-        counts = self.counts
-        room = counts["rows"] * self.seq_len
-        order = ("documents", "characters", "draws", "pieces", "instances", "rows", "tokens",
-                 "targets", "target_characters")  # fmt: skip
-        invalid = {r: self.invalid[r] for r in sorted(self.invalid)}
-        return {
-            **{name: counts[name] for name in order},
-            "fill": round(counts["written_tokens"] / room, 4) if room else 0.0,
-            "too_long": invalid.get("too long", {"count": 0})["count"],
-            "num_invalid": sum(entry["count"] for entry in invalid.values()),
-            "invalid": invalid,
-            "tasks": {name: self.tasks[name] for name in sorted(self.tasks)},
-            "sources": {name: dict(counter) for name, counter in self.sources.items()},
-            "seconds": round(self.seconds, 2),
-        }
+_SAVE_SECONDS = 15.0
+_GROWTH = 1.2  # bytes of instances for a byte of text
+_PACKED_GROWTH = 4.0
 
 
 def preprocess(
@@ -103,9 +57,10 @@ def preprocess(
     kind: RowKind = ROWS,
     workers: int = 0,
     strict: bool = False,
+    dedup: bool = False,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Reads sources and writes a folder of packed rows.
+    """Reads sources and writes a folder of packed rows, or goes on where that was interrupted.
 
     Args:
         sources: Where texts and records come from.
@@ -115,6 +70,7 @@ def preprocess(
         kind: What the rows are.
         workers: Processes; 0: one for each core.
         strict: Stop at the first thing that cannot be used, instead of counting it.
+        dedup: Leave out documents that were met before, to the letter.
         progress: Show a progress bar.
 
     Returns:
@@ -123,189 +79,241 @@ def preprocess(
     Raises:
         DataError: Nothing could be used, a file cannot be read, the folder cannot be written.
     """
-    start = time.perf_counter()
+    target = Path(folder)
     sources = kind.sources(sources)
-    names = source_names(sources)
     readers = [SourceReader(source) for source in sources]
-    report = Report(names, settings.shape.seq_len, kind.tasks)
-    drawer = kind.drawer(sources, names, tokenizer, settings)
-    small = sum(reader.total_bytes for reader in readers) < _SMALL_BYTES
-    workers = 1 if small else num_workers(workers)
-    mark = fingerprint(sources, tokenizer, settings, kind=kind)
-    packer = kind.packer(_OPEN_ROWS, settings.shape)
-    passes = _Passes(readers, sources, names, settings, report, strict)
-    show = None if progress else True  # None: on a terminal only
-    bar = tqdm(total=0, unit="doc", disable=show, desc=f"preprocess {Path(folder).name}")
-    with bar, new_rows(folder, settings.shape, tokenizer, kind) as writer:
-        for chunk in ordered_map(drawer.many, _chunks(passes.works()), workers):
-            for drawn in chunk:
-                for instance in _usable(drawn, names, report, settings, strict):
-                    _write(writer, packer.add(instance), report)
-            bar.total = passes.expected
-            bar.update(len(chunk))
-        _write(writer, packer.flush(), report)
-        if not report.counts["rows"]:
-            raise DataError(_nothing(sources, report))
-        report.seconds = time.perf_counter() - start
-        result = report.as_dict()
-        keys = ("tokens", "characters", "targets", "target_characters")
-        writer.finish(
-            result,
-            **{key: result[key] for key in keys},
-            task_names=task_names(names, kind.tasks),
-            fingerprint=mark,
+    check_target(target)
+    mark = fingerprint(sources, tokenizer, settings, kind=kind, dedup=dedup)
+    with written_at(target), files.work_folder(target, row_writer.MIN_FREE_BYTES) as work:
+        job = _Job(work, mark, readers, sources, settings, kind)
+        job.workers = 1 if job.total_bytes < _SMALL_BYTES else num_workers(workers)
+        job.strict, job.show = strict, None if progress else True  # None: on a terminal only
+        writer = RowWriter(
+            target, job.builder, settings.shape, tokenizer, kind, parts=work / "parts"
         )
+        with job.kept_or_removed(target):
+            drawer = kind.drawer(sources, job.names, tokenizer, settings)
+            draw = ChunkStage(
+                sources, job.names, drawer, settings, num_buckets=job.num_buckets, dedup=dedup
+            )
+            job.draw(draw)
+            labels = _labels(sources, job.names, kind)
+            pack = BucketStage(
+                work / "spool", kind, settings, job.names, labels=labels, dedup=dedup
+            )
+            job.pack(pack, writer)
+            result = job.report.as_dict()
+            keys = ("tokens", "characters", "targets", "target_characters")
+            writer.finish(
+                result,
+                **{key: result[key] for key in keys},
+                task_names=sorted(set(labels)),
+                fingerprint=mark,
+            )
+            job.builder.finish()
+            files.put_in_place(job.builder.folder, target)
+    files.clean(target.parent)
     return result
 
 
-def _usable(
-    drawn: Drawn, names: Sequence[str], report: Report, settings: RowSettings, strict: bool
-) -> list[Instance]:
-    """Counts a draw and returns its instances, without those that would burst the ext table."""
-    if not drawn.is_record or drawn.draw == 0:
-        for problem in drawn.problems:
-            _refuse(problem, report, strict)
-    kept = []
-    for instance in drawn.instances:
-        merged = dict(report.largest_subs)
-        for base, sub in instance.largest_subs.items():
-            merged[base] = max(sub, merged.get(base, 0))
-        need = sum(merged.values())
-        if need > settings.shape.max_ext:
-            message = (
-                f"record of {instance.num_ext} numbered or unknown tokens; with those of the "
-                f"other records a batch may need {need}, max_ext is {settings.shape.max_ext}"
-            )
-            problem = Problem(drawn.place, "too many indexed tokens", message)
-            _refuse(problem, report, strict)
-            continue
-        report.largest_subs = merged
-        kept.append(instance)
-    drawn.instances = kept
-    report.drawn(drawn, names[drawn.source])
-    return kept
+def _labels(sources: Sequence[SourceConfig], names: Sequence[str], kind: RowKind) -> list[str]:
+    """What losses are reported by, for each number of a task."""
+    own = itertools.chain.from_iterable([s.task_name] * len(kind.tasks) for s in sources)
+    return [group or name for group, name in zip(own, task_names(names, kind.tasks))]
 
 
-def _write(writer: RowWriter, rows: Sequence[Any], report: Report) -> None:
-    for row in rows:
-        writer.add(row)
-        report.counts["rows"] += 1
-        report.counts["written_tokens"] += len(row)
+class _Job:
+    """What is done of the work, noted in its folder.
 
-
-def _refuse(problem: Problem, report: Report, strict: bool) -> None:
-    if strict:
-        raise DataError(str(problem))
-    report.problem(problem)
-
-
-def _nothing(sources: Sequence[SourceConfig], report: Report) -> str:
-    places = ", ".join(source.path for source in sources)
-    first = [entry["first"][0] for entry in report.invalid.values()]
-    return f"{places}: nothing in it can be used; {'; '.join(first) or 'no documents'}"
-
-
-class _Passes:
-    """Goes over the sources once for each draw and hands out the work in mixed order."""
+    Args:
+        work: The folder.
+        mark: What the rows depend on; work on something else is thrown away.
+        readers: Of the sources.
+        sources: The sources.
+        settings: Of the rows.
+        kind: What they are.
+    """
 
     def __init__(
         self,
+        work: Path,
+        mark: dict[str, Any],
         readers: Sequence[SourceReader],
         sources: Sequence[SourceConfig],
-        names: Sequence[str],
         settings: RowSettings,
-        report: Report,
-        strict: bool,
+        kind: RowKind,
     ):
-        self._readers = readers
-        self._names = names
-        self._settings = settings
-        self._report = report
-        self._strict = strict
-        self._draws = [settings.repeat * source.weight for source in sources]
-        most = [draws * reader.max_weight for draws, reader in zip(self._draws, readers)]
-        self._num = max(int(np.ceil(draws)) for draws in most)
-        self._bytes = sum(reader.total_bytes for reader in readers)
-        self._finished = 0
-        self._handed_out = 0
+        self.work, self.readers = work, readers
+        self.names = source_names(sources)
+        self.report = Report(self.names, settings.shape.seq_len)
+        self.workers, self.strict = 1, False
+        self.show: bool | None = None
+        self.total_bytes = sum(reader.total_bytes for reader in readers)
+        self._sizes = [reader.total_bytes for reader in readers]
+        self._max_ext = settings.shape.max_ext
+        self.num_buckets = _num_buckets(readers, sources, settings)
+        self._state: dict[str, Any] = {}
+        self._begin(mark)
+        for name in ("rows", "parts"):
+            (work / name).mkdir(exist_ok=True)
+        self.builder = FolderWriter(work / "rows")
+        self._saved_s = time.perf_counter()
 
-    @property
-    def expected(self) -> int:
-        """How many draws there will be, guessed from the part of the files that was read."""
-        done = self._finished + sum(reader.position for reader in self._readers) / self._bytes
-        return max(self._handed_out, int(self._handed_out * self._num / max(done, 1e-9)))
+    def _begin(self, mark: dict[str, Any]) -> None:
+        """Takes up the state of an interrupted run, if it did the same work."""
+        job = json.dumps([mark, self.num_buckets], sort_keys=True)
+        path = self.work / "job.json"
+        if path.is_file() and path.read_text(encoding="utf-8") == job:
+            state = self.work / "state.json"
+            if state.is_file():
+                self._state = json.loads(state.read_text(encoding="utf-8"))
+                self.report.load_state(self._state["report"])
+                log.info("%s: goes on with the work that was interrupted there", self.work)
+            return
+        for old in self.work.iterdir():
+            if old.is_dir():
+                shutil.rmtree(old)
+            elif old.name != "lock":
+                old.unlink()
+        files.replace_file(path, job.encode("utf-8"))
 
-    def works(self) -> Iterator[Work]:
-        """All draws from all documents."""
-        for draw in range(self._num):
-            rng = generator(self._settings.seed, "order of documents", 0, draw)
-            yield from _shuffled(self._pass(draw), rng)
-
-    def _pass(self, draw: int) -> Iterator[Work]:
-        """One draw from each document; the sources advance side by side."""
-        for reader in self._readers:
-            reader.rewind()
-        self._finished = draw
-        running = {i: self._documents(i, draw) for i in range(len(self._readers))}
-        while running:
-            source = min(running, key=lambda i: (self._readers[i].fraction, i))
-            work = next(running[source], None)
-            if work is None:
-                del running[source]
-            else:
-                self._handed_out += 1
-                yield work
-
-    def _documents(self, source: int, draw: int) -> Iterator[Work]:
-        for number, item in enumerate(self._items(source, draw)):
-            wanted = self._draws[source] * item.weight
-            if wanted % 1:  # a part of a draw: some documents get one more
-                name = self._names[source]
-                rng = generator(self._settings.seed, f"{name} number of draws", number, 0)
-                wanted = int(wanted) + (rng.random() < wanted % 1)
-            if draw < wanted:
-                yield Work(source, number, draw, item)
-
-    def _items(self, source: int, draw: int) -> Iterator[Document]:
-        for item in self._readers[source]:
-            if draw == 0:
-                self._count(item, source)
-            if isinstance(item, Document):
-                yield item
-
-    def _count(self, item: Item, source: int) -> None:
-        if isinstance(item, Problem):
-            _refuse(item, self._report, self._strict)
+    @contextlib.contextmanager
+    def kept_or_removed(self, target: Path) -> Iterator[None]:
+        """Removes the work when it is done or in vain; keeps what can be gone on with."""
+        start = time.perf_counter() - self.report.seconds
+        self._start = start
+        try:
+            yield
+        except NoSpaceError as error:
+            raise NoSpaceError(f"{error}; the same command then goes on") from None
+        except UserError:
+            shutil.rmtree(self.work)
+            raise
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise NoSpaceError(
+                f"{target.parent}: no space left on device; free some space, the same command "
+                "then goes on"
+            ) from None
         else:
-            self._report.counts["documents"] += 1
-            self._report.sources[self._names[source]]["documents"] += 1
+            shutil.rmtree(self.work)
+
+    def _save(self, **state: Any) -> None:
+        self.report.seconds = time.perf_counter() - self._start
+        self._state = {**state, "report": self.report.state()}
+        data = json.dumps(self._state).encode("utf-8")
+        files.replace_file(self.work / "state.json", data)
+        self._saved_s = time.perf_counter()
+
+    # The first part: from chunks to buckets.
+
+    def draw(self, stage: ChunkStage) -> None:
+        """Makes all instances."""
+        if self._state.get("stage") == "pack":
+            return
+        done = self._state.get("done", [0, 0, 0])
+        sizes = {int(bucket): size for bucket, size in self._state.get("sizes", {}).items()}
+        buckets = Buckets(self.work / "spool", sizes)
+        read = sum(self._sizes[: done[0]])
+        bar = tqdm(total=self.total_bytes, initial=read, unit="B", unit_scale=True,
+                   disable=self.show, desc="read and draw")  # fmt: skip
+        with bar:
+            for result in ordered_map(stage, self._chunks(done), self.workers):
+                self._take(result, buckets)
+                chunk = result.chunk
+                same = [chunk.source, chunk.file] == done[:2]
+                done = [chunk.source, chunk.file, done[2] + 1 if same else 1]
+                bar.update(chunk.read_bytes)
+                if time.perf_counter() - self._saved_s >= _SAVE_SECONDS:
+                    self._save(stage="draw", done=done, sizes=buckets.flush())
+        self._save(stage="pack", sizes=buckets.flush(), bucket=0, rows=None)
+
+    def _chunks(self, done: Sequence[int]) -> Iterator[Chunk]:
+        """The chunks that are not done."""
+        source, file, skip = done
+        for number, reader in enumerate(self.readers[source:], start=source):
+            chunks = reader.chunks(file if number == source else 0)
+            if number == source:
+                chunks = itertools.islice(chunks, skip, None)
+            for chunk in chunks:
+                yield dataclasses.replace(chunk, source=number)
+
+    def _take(self, result: ChunkResult, buckets: Buckets) -> None:
+        report, name = self.report, self.names[result.chunk.source]
+        report.count(name, result.numbers)
+        report.notes.update(result.notes)
+        for count, first in result.problems.values():
+            self._refuse(first[0], 1)
+            for problem in first[1:]:
+                report.problem(problem)
+            report.invalid[first[0].reason]["count"] += count - len(first)
+        left = self._bursting(result)
+        for number, (bucket, data) in enumerate(result.entries):
+            if number not in left:
+                buckets.add(bucket, data)
+
+    def _bursting(self, result: ChunkResult) -> set[int]:
+        """Numbers of the entries that would burst the extension table of some batch."""
+        report, left = self.report, set()
+        for number, subs, place in result.subs:
+            merged = report.room(subs)
+            need = sum(merged.values())
+            if need > self._max_ext:
+                left.add(number)
+                message = (
+                    f"record of {sum(subs.values())} numbered or unknown tokens; with those of "
+                    f"the other records a batch may need {need}, max_ext is {self._max_ext}"
+                )
+                self._refuse(Problem(place, "too many indexed tokens", message))
+            else:
+                report.largest_subs = merged
+        return left
+
+    def _refuse(self, problem: Problem, count: int = 1) -> None:
+        if self.strict:
+            raise DataError(str(problem))
+        self.report.problem(problem, count)
+
+    # The second part: from buckets to rows.
+
+    def pack(self, stage: BucketStage, writer: RowWriter) -> None:
+        """Packs and writes all buckets."""
+        first = self._state["bucket"]
+        if self._state["rows"] is not None:
+            writer.load_state(self._state["rows"])
+        else:
+            for path in self.builder.folder.iterdir():
+                path.unlink()
+        bar = tqdm(total=self.num_buckets, initial=first, disable=self.show, desc="mix and pack")
+        workers = min(self.workers, self.num_buckets - first)
+        with bar:
+            numbers = range(first, self.num_buckets)
+            for bucket, result in zip(numbers, ordered_map(stage, numbers, workers)):
+                self.report.merge(result.report)
+                if result.block is not None and writer.add_block(result.block):
+                    writer.end_file()
+                    sizes = self._state["sizes"]
+                    self._save(stage="pack", sizes=sizes, bucket=bucket + 1, rows=writer.state())
+                bar.update()
+        if not self.report.counts["rows"]:
+            raise DataError(self._nothing())
+        self.report.seconds = time.perf_counter() - self._start
+
+    def _nothing(self) -> str:
+        places = ", ".join(file.label for reader in self.readers for file in reader.files[:3])
+        first = [entry["first"][0] for entry in self.report.invalid.values()]
+        return f"{places}: nothing in it can be used; {'; '.join(first) or 'no documents'}"
 
 
-def _size(work: Work) -> int:
-    return sum(len(v) for v in work.document.fields.values() if isinstance(v, str)) + 100
-
-
-def _shuffled(works: Iterable[Work], rng: np.random.Generator) -> Iterator[Work]:
-    """Mixes within a buffer of bounded size."""
-    buffer: list[Work] = []
-    size = 0
-    for work in works:
-        buffer.append(work)
-        size += _size(work)
-        if len(buffer) >= _BUFFER_DOCUMENTS or size >= _BUFFER_CHARS:
-            yield from (buffer[i] for i in rng.permutation(len(buffer)))
-            buffer, size = [], 0
-    yield from (buffer[i] for i in rng.permutation(len(buffer)))
-
-
-def _chunks(works: Iterable[Work]) -> Iterator[list[Work]]:
-    chunk: list[Work] = []
-    size = 0
-    for work in works:
-        chunk.append(work)
-        size += _size(work)
-        if len(chunk) >= _CHUNK_DOCUMENTS or size >= _CHUNK_CHARS:
-            yield chunk
-            chunk, size = [], 0
-    if chunk:
-        yield chunk
+def _num_buckets(
+    readers: Sequence[SourceReader], sources: Sequence[SourceConfig], settings: RowSettings
+) -> int:
+    """So many that each fits into memory."""
+    size = 0.0
+    for reader, source in zip(readers, sources):
+        for file in reader.files:
+            packed = file.path.suffix in (".gz", ".zst", ".parquet")
+            growth = _GROWTH * (_PACKED_GROWTH if packed else 1)
+            size += file.num_bytes * growth * settings.repeat * source.weight
+    return int(min(max(1, -(-size // BUCKET_BYTES)), MOST_BUCKETS))

@@ -1,8 +1,7 @@
 """Folders of packed rows: MindRecord files, an index, a report, and what they were made from.
 
-  train.mindrecord0, .db ...   rows: `tokens` (the token columns one after the other),
-                               `segment_rel`, `task_ids`; int32, without padding (so for CPM-Bee;
-                               other families store other arrays)
+  train.mindrecord0, .db ...   rows; for CPM-Bee `row` (see `compact`), other
+                               families store other arrays; int32, without padding
   index.npz                    per row: length, num_targets, num_chars, pairs of the ext table
   rows.json                    sizes, counts, task names, fingerprint
   report.json                  what was read and what became of it
@@ -14,11 +13,8 @@ stores its own and cannot be renamed, its folder can.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import shutil
-from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,18 +29,12 @@ from mindplm.data.kinds import RowKind
 from mindplm.data.packing import Marks, RowShape
 from mindplm.errors import CheckpointError, DataError
 
-FORMAT = 1
+FORMAT = 2
 """To be raised when rows of the same sources become different, as by new wording of tasks."""
 FACTS = "rows.json"
 INDEX = "index.npz"
 REPORT = "report.json"
 RECORDS = "train.mindrecord{}"
-_FILE_BYTES = 1 << 29
-_HEADER_BYTES = 1 << 20
-_PAGE_BYTES = 1 << 22
-_ROWS_A_WRITE = 256
-_MIN_FREE_BYTES = 16 << 20
-"""MindRecord refuses to write when little more than 10 MB are left."""
 _AGAIN = "prepare the data again"
 
 
@@ -125,163 +115,7 @@ class RowFolder:
                 for values in data.create_tuple_iterator(num_epochs=1, output_numpy=True):
                     yield self.kind.row(dict(zip(self.kind.stored, values)))
             except RuntimeError as error:
-                raise DataError(f"{self.path}: cannot be read: {_first_error(error)}") from None
-
-
-@contextlib.contextmanager
-def new_rows(
-    folder: str | Path, shape: RowShape, marks: Any, kind: RowKind = ROWS
-) -> Iterator[RowWriter]:
-    """Builds a folder of rows, which appears when the block ends and `finish` was called.
-
-    Args:
-        folder: The folder; one of rows that is there already is replaced.
-        shape: Sizes of the batches.
-        marks: Usually the tokenizer.
-        kind: What the rows are.
-
-    Raises:
-        DataError: The folder cannot be written; nothing new stays then.
-    """
-    target = Path(folder)
-    empty = not target.exists() or (target.is_dir() and not any(target.iterdir()))
-    if not empty and not (target / FACTS).is_file():
-        raise DataError(f"{target}: exists and holds no prepared rows; name another folder")
-    try:
-        with files.new_folder(target, _MIN_FREE_BYTES) as builder:
-            writer = RowWriter(target, builder, shape, marks, kind)
-            yield writer
-            assert writer.finished, "rows without facts"
-    except CheckpointError as error:
-        raise DataError(str(error)) from None
-    except PermissionError as error:
-        raise DataError(f"{target}: cannot be written: {error.strerror}") from None
-
-
-class RowWriter:
-    """Writes rows into a folder that is being built; made by `new_rows`."""
-
-    def __init__(
-        self,
-        target: Path,
-        builder: files.FolderWriter,
-        shape: RowShape,
-        marks: Any,
-        kind: RowKind = ROWS,
-    ):
-        self.finished = False
-        self._kind = kind
-        self._schema = {name: {"type": "int32", "shape": [-1]} for name in kind.stored}
-        self._target = target
-        self._builder = builder
-        self._shape = shape
-        self._marks = {name: getattr(marks, name) for name in kind.marks}
-        self._names: list[str] = []
-        self._writer: Any = None
-        self._bytes = 0
-        self._waiting: list[dict[str, np.ndarray]] = []
-        self._index = {
-            name: array("q") for name in ("length", "num_targets", "num_chars", "ext_count")
-        }
-        self._pairs = {"ext_ids": array("i"), "ext_subs": array("i")}
-
-    def add(self, row: Any) -> None:
-        """Writes a row."""
-        values = row.arrays()
-        self._waiting.append(values)
-        self._bytes += sum(4 * v.size for v in values.values())
-        ids, subs = row.pairs()
-        numbers = (len(row), row.num_targets, row.num_chars, len(ids))
-        for name, number in zip(self._index, numbers):
-            self._index[name].append(number)
-        self._pairs["ext_ids"].extend(ids.tolist())
-        self._pairs["ext_subs"].extend(subs.tolist())
-        if len(self._waiting) >= _ROWS_A_WRITE:
-            self._write()
-            if self._bytes >= _FILE_BYTES:
-                self._close_file()
-
-    def finish(self, report: Mapping[str, Any], **facts: Any) -> None:
-        """Writes what belongs to the rows.
-
-        Args:
-            report: Becomes report.json.
-            facts: Further entries of rows.json.
-        """
-        self._write()
-        self._close_file()
-        counts = np.array(self._index.pop("ext_count"), np.int64)
-        columns = {name: np.array(values, np.int32) for name, values in self._index.items()}
-        pairs = {name: np.array(values, np.int32) for name, values in self._pairs.items()}
-        start = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        np.savez(self._builder.folder / INDEX, **columns, **pairs, ext_start=start)
-        facts = {
-            "format": FORMAT,
-            "kind": self._kind.name,
-            "rows": len(counts),
-            "shape": self._shape._asdict(),
-            "marks": self._marks,
-            "records": self._names,
-            **facts,
-        }
-        for path in sorted(self._builder.folder.iterdir()):
-            self._adopt(path)
-        for name, value in ((REPORT, report), (FACTS, facts)):
-            text = json.dumps(value, ensure_ascii=False, indent=1) + "\n"
-            self._builder.write(name, [text.encode("utf-8")])
-        self.finished = True
-
-    def _adopt(self, path: Path) -> None:
-        """Takes a file that another library wrote into the manifest."""
-        path.chmod(0o644)  # MindRecord makes its files readable by their owner alone
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
-        entry = {"bytes": path.stat().st_size, "sha256": files.sha256_of(path)}
-        self._builder.files[path.name] = entry
-
-    def _write(self) -> None:
-        if not self._waiting:
-            return
-        with self._failures():
-            if self._writer is None:
-                self._open_file()
-            self._writer.write_raw_data(self._waiting)
-        self._waiting = []
-
-    def _open_file(self) -> None:
-        from mindspore.mindrecord import FileWriter
-
-        name = RECORDS.format(len(self._names))
-        self._names.append(name)
-        self._writer = FileWriter(str(self._builder.folder / name), shard_num=1)
-        self._writer.set_header_size(_HEADER_BYTES)
-        largest = 4 * self._kind.numbers(self._shape)
-        page = _PAGE_BYTES
-        while page < 4 * largest:
-            page *= 2
-        self._writer.set_page_size(page)
-        self._writer.add_schema(self._schema, "packed rows")
-        self._bytes = 0
-
-    def _close_file(self) -> None:
-        if self._writer is not None:
-            with self._failures():
-                self._writer.commit()
-            self._writer = None
-
-    @contextlib.contextmanager
-    def _failures(self) -> Iterator[None]:
-        """Turns MindRecord's only kind of error into one line that names the folder."""
-        try:
-            yield
-        except RuntimeError as error:
-            free = shutil.disk_usage(self._builder.folder).free
-            if free < _MIN_FREE_BYTES or "free disk" in str(error):
-                raise DataError(
-                    f"{self._target}: no space left on device ({free / 2**20:.0f} MB free); "
-                    "nothing was kept, free some space or name a folder elsewhere"
-                ) from None
-            raise DataError(f"{self._target}: cannot be written: {_first_error(error)}") from None
+                raise DataError(f"{self.path}: cannot be read: {first_error(error)}") from None
 
 
 def open_folder(folder: str | Path, *, kind: RowKind = ROWS, verify: bool = True) -> RowFolder:
@@ -331,7 +165,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     return facts
 
 
-def _first_error(error: RuntimeError) -> str:
+def first_error(error: RuntimeError) -> str:
     """The line that matters of MindSpore's long messages."""
     lines = [line for line in str(error).splitlines() if "[ERROR]" in line]
     return (lines or [str(error)])[0].replace("[ERROR]", "").strip()

@@ -1,44 +1,51 @@
-"""Documents from files: plain text and JSON lines, both also gzipped, and the embedded corpora.
+"""Sources: the files that a path stands for, and their contents in chunks of bounded size.
 
-In a text file a blank line ends a document. In JSON lines each line is a document: an object with
-a text under some key, or a record. What cannot be used comes out as a `Problem` with its place,
-so that the caller decides whether to go on. A source with a shape is read by `shapes` instead.
+A chunk is a piece of a file that one process reads and works on: whole lines of JSON lines, whole
+documents of a text file, whole rows of a table, records of a binary data set. `readers` makes
+documents of it; those of a source with a shape are made by `shapes` before. What cannot be used
+comes out as a `Problem` with its place, so that the caller decides whether to go on.
 """
 
 from __future__ import annotations
 
 import glob
 import os
+import pickle
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO
 
 from mindplm.assets import corpus
 from mindplm.config import SourceConfig
-from mindplm.data.documents import Document as Document
-from mindplm.data.documents import (
-    InputFile,
-    Item,
-    Lines,
-    Problem,
-    json_lines,
-    numbered_lines,
-    text_lines,
-)
+from mindplm.data import binary
+from mindplm.data.chunks import CHUNK_BYTES, Chunk, chunks_of
+from mindplm.data.documents import Document, InputFile, Item, Problem, numbered_lines
+from mindplm.data.readers import MADE, documents_of
 from mindplm.data.shapes import balanced, label_counts, shaped
-from mindplm.data.tables import SEPARATORS
+from mindplm.data.tables import SEPARATORS, column_names
 from mindplm.errors import DataError
 
+__all__ = ["Document", "InputFile", "Item", "Problem", "SourceReader", "find_files"]
+
 EMBEDDED = "embedded:"
-JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
-TEXT_SUFFIXES = (".txt", ".text", ".md")
-SHAPED_SUFFIXES = (*SEPARATORS, ".conll", ".bio")
-"""Kinds of files that only a shape makes sense of."""
-SUFFIXES = JSON_SUFFIXES + TEXT_SUFFIXES + SHAPED_SUFFIXES
+KINDS = {
+    ".jsonl": "json lines",
+    ".ndjson": "json lines",
+    ".json": "json",
+    ".txt": "text",
+    ".text": "text",
+    ".md": "text",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+    ".conll": "tagged",
+    ".bio": "tagged",
+}
+"""Suffix -> what a file holds; tagged tokens need a shape."""
+PACKED = (".gz", ".zst")
 RECORD = "record"
-"""Task of a source whose lines are records already."""
+"""Task of a source whose documents are records already."""
 ANSWER = "<ans>"
-_LONGEST_TEXT = 200_000
 
 
 def find_files(path: str) -> list[InputFile]:
@@ -48,60 +55,124 @@ def find_files(path: str) -> list[InputFile]:
         DataError: There is none, or one is of a kind that cannot be read.
     """
     if path.startswith(EMBEDDED):
-        return [InputFile(path, corpus(path[len(EMBEDDED) :]))]
+        file = corpus(path[len(EMBEDDED) :])
+        return [InputFile(path, file, _kind(file))]
+    if binary.is_dataset(path):
+        files = [InputFile(path, Path(path), binary.KIND)]
+        for part in files[0].parts:
+            _check_readable(str(part))
+        return files
     if Path(path).is_dir():
-        raise DataError(f"{path}: is a folder; name a file or a pattern such as {path}/*.jsonl")
+        raise DataError(
+            f"{path}: is a folder without {binary.META}; name a file, a pattern such as "
+            f"{path}/*.jsonl, or the folder of a binary data set"
+        )
     names = [path] if Path(path).exists() else sorted(glob.glob(path, recursive=True))
     names = [name for name in names if not Path(name).is_dir()]
     if not names:
         what = "no file matches" if glob.has_magic(path) else "no such file"
         raise DataError(f"{path}: {what}")
     for name in names:
-        if _suffix(name) not in SUFFIXES:
-            known = ", ".join(SUFFIXES)
-            raise DataError(f"{name}: unknown kind of file; expected {known} (or these with .gz)")
-        if not os.access(name, os.R_OK):
-            raise DataError(f"{name}: cannot be read: permission denied")
-    return [InputFile(name, Path(name)) for name in names]
+        _check_readable(name)
+    return [InputFile(name, Path(name), _kind(Path(name))) for name in names]
+
+
+def _kind(path: Path) -> str:
+    suffix = path.suffix.lower()
+    packed = suffix in PACKED
+    if packed:
+        suffix = Path(path.stem).suffix.lower()
+    if suffix not in KINDS or (packed and KINDS[suffix] == "parquet"):
+        raise DataError(
+            f"{path}: unknown kind of file; expected {', '.join(KINDS)} (or these but .parquet "
+            f"with {' or '.join(PACKED)})"
+        )
+    return KINDS[suffix]
+
+
+def _check_readable(name: str) -> None:
+    if not os.path.exists(name):
+        raise DataError(f"{name}: no such file")
+    if not os.access(name, os.R_OK):
+        raise DataError(f"{name}: cannot be read: permission denied")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the documents of a source must be.
+
+    Attributes:
+        text_field: Key of the text.
+        needs_text: Whether texts are wanted.
+        takes_records: Whether documents with an answer are taken as they are.
+        changed: Whether a transform makes records of them: then any object will do.
+        shaped: Whether they are records already, by a shape.
+    """
+
+    text_field: str
+    needs_text: bool
+    takes_records: bool
+    changed: bool
+    shaped: bool
+
+    @classmethod
+    def of(cls, source: SourceConfig) -> Wanted:
+        """What a source says."""
+        # Without tasks it is texts that are wanted, whatever will be made of them.
+        texts = not source.tasks or any(w > 0 for t, w in source.tasks.items() if t != RECORD)
+        records = source.tasks.get(RECORD, 0) > 0
+        changed, shaped = source.transforms is not None, source.shape is not None
+        return cls(source.text_field, texts, records, changed, shaped)
+
+    def check(self, item: Item) -> Item:
+        """The document with its text under "text", or why it cannot be used."""
+        if isinstance(item, Problem) or self.changed or self.shaped:
+            return item
+        if ANSWER in item.fields and self.takes_records:
+            return item
+        keys = ", ".join(map(str, item.fields)) or "none"
+        if not self.needs_text:
+            return Problem(item.place, "no <ans>", f"record without {ANSWER} (keys: {keys})")
+        text = item.fields.get(self.text_field)
+        if text is None:
+            message = f"no text under {self.text_field!r} (keys: {keys})"
+            return Problem(item.place, "no text", message)
+        if not isinstance(text, str):
+            kind = type(text).__name__
+            message = f"{self.text_field!r} holds a value of type {kind}; expected text"
+            return Problem(item.place, "wrong type", message)
+        if not text.strip():
+            return Problem(item.place, "empty text", f"{self.text_field!r} holds no text")
+        return Document(item.place, {**item.fields, "text": text})
 
 
 class SourceReader:
-    """Iterates over the documents and problems of one source, file by file.
+    """The chunks and documents of one source, file by file.
 
     Attributes:
         files: The files of the source.
+        wanted: What its documents must be.
+
+    Raises:
+        DataError: A file that cannot be read, or a table without the columns that are wanted.
     """
 
     def __init__(self, source: SourceConfig):
         self.files = find_files(source.path)
-        self._text_field = source.text_field
-        # Without tasks it is texts that are wanted, whatever will be made of them.
-        self._needs_text = not source.tasks or any(
-            w > 0 for task, w in source.tasks.items() if task != RECORD
-        )
-        self._takes_records = source.tasks.get(RECORD, 0) > 0
-        self._total = sum(f.path.stat().st_size for f in self.files) or 1
-        self._done = 0
-        self._raw: IO[bytes] | None = None
+        self.wanted = Wanted.of(source)
         self._shape = source.shape
+        self._columns: dict[int, tuple[str, ...]] = {}
         if self._shape is None:
-            self._check_suffixes()
-        self._counts = label_counts(self._items()) if self._is_balanced else {}
+            for number, file in enumerate(self.files):
+                self._check_kind(number, file)
+        balance = self._shape is not None and self._shape.balance
+        items = (item for file in self.files for item in self._shaped(file))
+        self._counts = label_counts(items) if balance else {}
 
     @property
     def total_bytes(self) -> int:
         """Size of the files."""
-        return self._total
-
-    @property
-    def position(self) -> int:
-        """Bytes of the files that were read."""
-        return self._done + (self._raw.tell() if self._raw else 0)
-
-    @property
-    def fraction(self) -> float:
-        """The part of the files that was read."""
-        return self.position / self._total
+        return sum(file.num_bytes for file in self.files) or 1
 
     @property
     def max_weight(self) -> float:
@@ -109,87 +180,65 @@ class SourceReader:
         counts = self._counts.values()
         return max(counts) / min(counts) if counts else 1.0
 
-    def rewind(self) -> None:
-        """Forgets the position; the next iteration starts at the beginning in any case."""
-        self._done = 0
+    def chunks(self, first_file: int = 0) -> Iterator[Chunk]:
+        """The chunks of the files from one on; an empty file has one without data."""
+        for number, file in enumerate(self.files[first_file:], start=first_file):
+            if self._shape is not None:
+                yield from self._shaped_chunks(number, file)
+                continue
+            for chunk in chunks_of(number, file.label, file.path, file.kind):
+                names = self._columns.get(number, ()) if chunk.first > 1 else ()
+                yield replace(chunk, header=names) if names else chunk
+
+    def documents(self, chunk: Chunk) -> Iterator[tuple[int, Item]]:
+        """The documents and problems of a chunk with their numbers in the source."""
+        for number, item in documents_of(chunk):
+            yield (chunk.file << 40) + number, self.wanted.check(item)
 
     def __iter__(self) -> Iterator[Item]:
-        items = self._items()
-        return balanced(items, self._counts) if self._is_balanced else items
+        """All documents and problems."""
+        for chunk in self.chunks():
+            yield from (item for _, item in self.documents(chunk))
 
-    @property
-    def _is_balanced(self) -> bool:
-        return self._shape is not None and self._shape.balance
+    def _check_kind(self, number: int, file: InputFile) -> None:
+        """Refuses what only a shape makes sense of."""
+        table = f".{file.kind}" in SEPARATORS
+        if table:
+            with open(file.path, "rb") as raw:
+                lines = numbered_lines(raw, file)
+                names = column_names(lines, file.label, SEPARATORS[f".{file.kind}"])
+            self._columns[number] = tuple(names)
+            wanted = {ANSWER, self.wanted.text_field}
+            table = bool(names) and not self.wanted.changed and not wanted & set(names)
+        if table or file.kind == "tagged":
+            raise DataError(
+                f"{file.label}: a table without a column {self.wanted.text_field!r}, or tagged "
+                "text; say what its lines become with shape, such as shape: {kind: "
+                "classification, columns: [text, label], labels: ...}"
+            )
 
-    def _items(self) -> Iterator[Item]:
-        self._done = 0
-        for file in self.files:
-            empty = True
-            with open(file.path, "rb") as self._raw:
-                for item in self._read(numbered_lines(self._raw, file), file):
-                    empty = False
-                    yield item
-            self._raw = None
-            self._done += file.path.stat().st_size
-            if empty:
-                yield Problem(file.label, "empty file", "the file is empty")
+    def _shaped(self, file: InputFile) -> Iterator[Item]:
+        assert self._shape is not None
+        suffix = Path(file.path.stem if file.path.suffix in PACKED else file.path).suffix.lower()
+        with open(file.path, "rb") as raw:
+            yield from shaped(self._shape, numbered_lines(raw, file), file.label, suffix)
 
-    def _read(self, lines: Lines, file: InputFile) -> Iterator[Item]:
-        suffix = _suffix(file.label, file.path)
-        if self._shape is not None:
-            return shaped(self._shape, lines, file.label, suffix)
-        read = json_lines if suffix in JSON_SUFFIXES else _texts
-        return map(self._check, read(lines, file.label))
-
-    def _check_suffixes(self) -> None:
-        for label, path in self.files:
-            if _suffix(label, path) in SHAPED_SUFFIXES:
-                raise DataError(
-                    f"{label}: a table or tagged text; say what its lines become with shape, such "
-                    "as shape: {kind: classification, columns: [text, label], labels: ...}"
-                )
-
-    def _check(self, item: Item) -> Item:
-        if isinstance(item, Problem):
-            return item
-        if ANSWER in item.fields and self._takes_records:
-            return item
-        if not self._needs_text:
-            keys = ", ".join(item.fields) or "none"
-            return Problem(item.place, "no <ans>", f"record without {ANSWER} (keys: {keys})")
-        text = item.fields.get(self._text_field)
-        if text is None:
-            keys = ", ".join(item.fields) or "none"
-            message = f"no text under {self._text_field!r} (keys: {keys})"
-            return Problem(item.place, "no text", message)
-        if not isinstance(text, str):
-            kind = type(text).__name__
-            message = f"{self._text_field!r} holds a value of type {kind}; expected text"
-            return Problem(item.place, "wrong type", message)
-        if not text.strip():
-            return Problem(item.place, "empty text", f"{self._text_field!r} holds no text")
-        return Document(item.place, {**item.fields, "text": text})
+    def _shaped_chunks(self, number: int, file: InputFile) -> Iterator[Chunk]:
+        """Chunks of the records that a shape makes, weighted if labels are balanced."""
+        items: list[Item] = []
+        first, size = 1, 0
+        found = self._shaped(file)
+        for item in balanced(found, self._counts) if self._counts else found:
+            items.append(item)
+            size += 200 + (len(str(item.fields)) if isinstance(item, Document) else 0)
+            if size >= CHUNK_BYTES:
+                yield _made(number, file, first, items, 0)
+                first += len(items)
+                items, size = [], 0
+        if items or first == 1:
+            yield _made(number, file, first, items, file.num_bytes)
 
 
-def _suffix(name: str, path: Path | None = None) -> str:
-    name = str(path) if path is not None else name
-    return Path(name[:-3] if name.endswith(".gz") else name).suffix.lower()
-
-
-def _texts(lines: Lines, label: str) -> Iterator[Item]:
-    text: list[str] = []
-    first, size = "", 0
-    for item in text_lines(lines, label):
-        if isinstance(item, Problem):
-            yield item
-            continue
-        place, line = item
-        if line.strip():
-            first = first if text else place
-            text.append(line)
-            size += len(line) + 1
-        if text and (size >= _LONGEST_TEXT or not line.strip()):
-            yield Document(first, {"text": "\n".join(text)})
-            text, size = [], 0
-    if text:
-        yield Document(first, {"text": "\n".join(text)})
+def _made(number: int, file: InputFile, first: int, items: list[Item], read: int) -> Chunk:
+    data = pickle.dumps(items) if items else b""
+    return Chunk(number, file.label, MADE, first, read, file.path, data=data)

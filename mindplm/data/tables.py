@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator, Sequence
 from typing import Union
 
+from mindplm.data.chunks import LARGEST_BYTES
 from mindplm.data.documents import Document, Item, Lines, Problem, text_lines
 from mindplm.errors import DataError
 
 SEPARATORS = {".tsv": "\t", ".csv": ","}
 """Suffix of a file -> what stands between its columns."""
 
+_BROKEN = re.compile("[\udc80-\udcff]")  # how bytes that are not UTF-8 are read
 _Cells = Iterator[Union[tuple[str, list[str]], Problem]]
 
 
@@ -59,19 +62,40 @@ def _plain(lines: Lines, label: str, separator: str) -> _Cells:
 
 
 def _quoted(lines: Lines, label: str) -> _Cells:
-    first = 1
-    reader = csv.reader((raw.decode("utf-8") for _, raw in lines), strict=True)
+    csv.field_size_limit(LARGEST_BYTES)
+    start: list[int] = []
+
+    def texts() -> Iterator[str]:
+        for number, raw in lines:
+            if not start:
+                start.append(int(number))
+            yield raw.decode("utf-8", "surrogateescape") + ("" if raw.endswith(b"\n") else "\n")
+
+    reader = csv.reader(texts(), strict=True)
+    before = 0
     try:
         for values in reader:
-            place, first = f"{label}:{first}", reader.line_num + 1
-            if values:
+            place, before = f"{label}:{start[0] + before}", reader.line_num
+            if any(map(_BROKEN.search, values)):
+                yield Problem(place, "not UTF-8", "not UTF-8")
+            elif values:
                 yield place, values
             else:
                 yield Problem(place, "empty line", "the line is empty; expected a row")
-    except UnicodeDecodeError:
-        raise DataError(f"{label}:{first}: not UTF-8") from None
     except csv.Error as error:
-        raise DataError(f"{label}:{first}: not a comma-separated table: {error}") from None
+        place = f"{label}:{start[0] + before}"
+        raise DataError(f"{place}: not a comma-separated table: {error}") from None
+
+
+def column_names(lines: Lines, label: str, separator: str) -> list[str]:
+    """The names of columns in the first line; none if there is no line."""
+    cells = _quoted(lines, label) if separator == "," else _plain(lines, label, separator)
+    for item in cells:
+        if isinstance(item, Problem):
+            return []
+        _check_names(item[1], item[0])
+        return item[1]
+    return []
 
 
 def _check_names(names: Sequence[str], place: str) -> None:

@@ -19,7 +19,7 @@ TOKENIZER = small_tokenizer()
 
 
 def run(sources, folder, **keys):
-    own = settings(**{k: keys.pop(k) for k in ("repeat", "seed", "shape") if k in keys})
+    own = settings(**{k: keys.pop(k) for k in ("repeat", "seed", "shape", "lenient") if k in keys})
     return preprocess(sources, TOKENIZER, own, folder, progress=False, **keys)
 
 
@@ -61,7 +61,7 @@ def test_all_text_is_in_the_answers_of_written_texts(tmp_path):
 @pytest.mark.parametrize("workers", [2, 3])
 def test_rows_do_not_depend_on_the_number_of_processes(tmp_path, monkeypatch, workers):
     monkeypatch.setattr("mindplm.data.preprocess._SMALL_BYTES", 0)
-    monkeypatch.setattr("mindplm.data.preprocess._CHUNK_DOCUMENTS", 7)
+    monkeypatch.setattr("mindplm.data.chunks.CHUNK_BYTES", 1500)
     write_lines(tmp_path / "a.jsonl", texts(60))
     (tmp_path / "b.txt").write_text("the moon\n\n" * 30)
     made = [source(tmp_path / "a.jsonl"), source(tmp_path / "b.txt", weight=1.5)]
@@ -112,7 +112,7 @@ def test_what_cannot_be_used_is_counted_with_its_place(tmp_path):
     write_lines(path, BROKEN)
     path.write_text(path.read_text() + "{broken\n")
     report = run([source(path, tasks={"record": 1.0})], tmp_path / "train", repeat=3,
-                 shape=SHAPE._replace(max_rel=500))  # fmt: skip
+                 shape=SHAPE._replace(max_rel=500), lenient=False)  # fmt: skip
     found = {reason: entry["first"][0] for reason, entry in report["invalid"].items()}
     lines = {"no <ans>": 2, "invalid text": 3, "unknown tag": 4, "wrong type": 5,
              "nothing to predict": 6, "too long": 7, "too many indexed tokens": 8,
@@ -138,7 +138,7 @@ def test_nothing_usable_is_an_error(tmp_path):
     path = tmp_path / "a.jsonl"
     write_lines(path, BROKEN[1:])
     with pytest.raises(DataError, match=r"nothing in it can be used; .*a.jsonl:2: "):
-        run([source(path, tasks={"record": 1.0})], tmp_path / "train")
+        run([source(path, tasks={"record": 1.0})], tmp_path / "train", lenient=False)
     path.write_text("")
     with pytest.raises(DataError, match="the file is empty"):
         run([source(path)], tmp_path / "train")
@@ -178,3 +178,61 @@ def test_work_comes_back_in_order_and_so_do_errors():
 def test_a_worker_that_dies_ends_the_work():
     with pytest.raises(RuntimeError, match="a worker process ended"):
         list(ordered_map(os._exit, [3, 3, 3], 2))
+
+
+def test_records_are_mended_and_counted(tmp_path):
+    path = tmp_path / "a.jsonl"
+    write_lines(path, [{"input": "a < b", "<ans>": "c"}, {"input": "<用户>明<AI>", "<ans>": "月"},
+                       {"input": "a", "<ans>": "b"}])  # fmt: skip
+    report = run([source(path, tasks={"record": 1.0})], tmp_path / "train")
+    assert report["instances"] == 3
+    assert report["notes"]["mended records"] == 2
+    by_hand = [{"input": "a << b", "<ans>": "c"}, {"input": "用户： 明\n<sep>AI：", "<ans>": "月"},
+               {"input": "a", "<ans>": "b"}]  # fmt: skip
+    write_lines(path, by_hand)
+    again = run([source(path, tasks={"record": 1.0})], tmp_path / "again", lenient=False)
+    assert "mended records" not in again["notes"]
+    one, other = all_rows(tmp_path / "train"), all_rows(tmp_path / "again")
+    assert [row.tokens.tolist() for row in one] == [row.tokens.tolist() for row in other]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_equal_documents_are_left_out_on_request(tmp_path, monkeypatch, workers):
+    monkeypatch.setattr("mindplm.data.preprocess._SMALL_BYTES", 0)
+    monkeypatch.setattr("mindplm.data.preprocess.BUCKET_BYTES", 5000)
+    monkeypatch.setattr("mindplm.data.chunks.CHUNK_BYTES", 1500)
+    different = [{"text": f"{POEM}{i}"} for i in range(60)]
+    write_lines(tmp_path / "a.jsonl", [*different, *different[:25]])
+    write_lines(tmp_path / "b.jsonl", [*different[50:], {"text": POEM * 9}, {"text": POEM * 9}])
+    made = [source(tmp_path / f"{name}.jsonl", tasks={"write": 1.0}) for name in "ab"]
+    made[0] = source(made[0].path, weight=2.0, tasks={"write": 1.0})
+    plain = run(made, tmp_path / "all", workers=workers)
+    assert (plain["duplicates"], plain["documents"]) == (0, 97)
+    report = run(made, tmp_path / "train", workers=workers, dedup=True)
+    assert report["documents"] == 97
+    assert report["duplicates"] == 25 + 10 + 1
+    assert report["sources"]["a"]["duplicates"] == 25
+    written = 2 * sum(len(d["text"]) for d in different) + len(POEM) * 9
+    assert report["target_characters"] == written
+
+
+def test_tasks_are_named_by_the_source_and_sorted(tmp_path):
+    write_lines(tmp_path / "a.jsonl", texts(20))
+    write_lines(tmp_path / "b.jsonl", [{"input": "a", "<ans>": "b"}] * 5)
+    write_lines(tmp_path / "c.jsonl", [{"input": "a", "<ans>": "c"}] * 7)
+    made = [source(tmp_path / "a.jsonl", tasks={"write": 1.0, "lm": 1.0}),
+            source(tmp_path / "b.jsonl", tasks={"record": 1.0}, task_name="qa"),
+            source(tmp_path / "c.jsonl", tasks={"record": 1.0}, task_name="qa")]  # fmt: skip
+    report = run(made, tmp_path / "train")
+    names = open_folder(tmp_path / "train").task_names
+    assert names == sorted(set(names))
+    assert report["tasks"]["qa"] == 12
+    counts = np.bincount(np.concatenate([row.task_ids for row in all_rows(tmp_path / "train")]))
+    assert {names[i]: int(n) for i, n in enumerate(counts) if n} == report["tasks"]
+
+
+def test_lengths_and_unknown_characters_are_reported(tmp_path):
+    write_lines(tmp_path / "a.jsonl", [{"input": "abcXY", "<ans>": "b"}] * 4)
+    report = run([source(tmp_path / "a.jsonl", tasks={"record": 1.0})], tmp_path / "train")
+    assert report["lengths"] == {"<= 32": 4}
+    assert report["notes"]["unknown tokens"] == 4

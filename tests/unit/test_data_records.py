@@ -14,7 +14,8 @@ from data_samples import POEM, SHAPE, settings, small_tokenizer, source, write_l
 from mindplm.data.fingerprint import check_fresh, fingerprint, is_fresh, source_names
 from mindplm.data.packing import row_pairs
 from mindplm.data.preprocess import preprocess
-from mindplm.data.records import RowWriter, new_rows, open_folder
+from mindplm.data.records import open_folder
+from mindplm.data.row_writer import RowWriter, new_rows
 from mindplm.errors import DataError
 
 TOKENIZER = small_tokenizer()
@@ -50,8 +51,8 @@ def test_the_index_agrees_with_the_rows(folder):
 
 
 def test_many_files_are_one_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr("mindplm.data.records._FILE_BYTES", 1)
-    monkeypatch.setattr("mindplm.data.records._ROWS_A_WRITE", 5)
+    monkeypatch.setattr("mindplm.data.row_writer._FILE_BYTES", 1)
+    monkeypatch.setattr("mindplm.data.row_writer._ROWS_A_WRITE", 5)
     count = write_rows(tmp_path / "train", TOKENIZER)
     rows = open_folder(tmp_path / "train")
     assert len(rows.facts["records"]) > 2

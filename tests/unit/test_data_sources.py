@@ -28,7 +28,7 @@ def test_a_blank_line_ends_a_text(tmp_path):
 
 
 def test_a_very_long_text_is_cut_between_lines(tmp_path, monkeypatch):
-    monkeypatch.setattr("mindplm.data.sources._LONGEST_TEXT", 10)
+    monkeypatch.setattr("mindplm.data.readers._LONGEST_TEXT", 10)
     path = tmp_path / "a.txt"
     path.write_text("abcde\n" * 5)
     documents, _ = read(path)

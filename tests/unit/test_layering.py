@@ -41,6 +41,7 @@ ALIASES = {
     "strict": "config",
     "yaml_io": "config",
     "tensors": "files",
+    "config_data": "config",
     "config_generate": "config",
     "config_train": "config",
     "config_lora": "config",

@@ -1,0 +1,228 @@
+"""The two parts of preparing rows that are done in many processes at once.
+
+First each chunk of the input becomes instances, dealt out to buckets; then each bucket is shuffled
+and packed into rows. What comes of a chunk or a bucket depends on nothing else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pickle
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mindplm.config import SourceConfig
+from mindplm.data.chunks import Chunk
+from mindplm.data.documents import Document, Problem
+from mindplm.data.draw import Drawn, Work
+from mindplm.data.kinds import RowKind, RowSettings
+from mindplm.data.readers import documents_of
+from mindplm.data.report import EXAMPLES, Report
+from mindplm.data.row_writer import RowBlock
+from mindplm.data.sources import Wanted
+from mindplm.data.spool import Entry, bucket_of, key_of, packed, read_bucket
+from mindplm.data.tasks import generator
+
+_OPEN_ROWS = 128
+
+
+@dataclass
+class ChunkResult:
+    """What came of a chunk.
+
+    Attributes:
+        chunk: The chunk, without its data.
+        entries: Bucket and packed entry of each instance.
+        subs: Of the instances with subs: number among the entries, largest subs, place.
+        numbers: Documents, characters, draws.
+        notes: What else was counted.
+        problems: By reason: how many, and the first of them.
+    """
+
+    chunk: Chunk
+    entries: list[tuple[int, bytes]] = field(default_factory=list)
+    subs: list[tuple[int, dict[int, int], str]] = field(default_factory=list)
+    numbers: Counter[str] = field(default_factory=Counter)
+    notes: Counter[str] = field(default_factory=Counter)
+    problems: dict[str, tuple[int, list[Problem]]] = field(default_factory=dict)
+
+    def problem(self, problem: Problem) -> None:
+        """Counts something that could not be used."""
+        count, first = self.problems.get(problem.reason, (0, []))
+        self.problems[problem.reason] = (count + 1, (first + [problem])[:EXAMPLES])
+
+
+class ChunkStage:
+    """Makes instances of a chunk.
+
+    Args:
+        sources: All sources.
+        names: Their names.
+        drawer: The family's.
+        settings: Repeat and seed are used.
+        num_buckets: Instances are dealt out to so many.
+        dedup: Whether equal documents must come into the same bucket.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[SourceConfig],
+        names: Sequence[str],
+        drawer: Any,
+        settings: RowSettings,
+        *,
+        num_buckets: int,
+        dedup: bool,
+    ):
+        self._wanted = [Wanted.of(source) for source in sources]
+        self._shows = [len(source.incontext_weight) > 1 for source in sources]
+        self._draws = [settings.repeat * source.weight for source in sources]
+        self._names, self._seed = list(names), settings.seed
+        self._drawer = drawer
+        self._num_buckets, self._dedup = num_buckets, dedup
+
+    def __call__(self, chunk: Chunk) -> ChunkResult:
+        """The instances of a chunk."""
+        result = ChunkResult(dataclasses.replace(chunk, data=None))
+        wanted, source = self._wanted[chunk.source], chunk.source
+        items = [(number, wanted.check(item)) for number, item in documents_of(chunk)]
+        good = [(number, item) for number, item in items if isinstance(item, Document)]
+        others = [item for _, item in good] if self._shows[source] else []
+        for _, item in items:
+            if isinstance(item, Problem):
+                result.problem(item)
+        for number, document in good:
+            number += chunk.file << 40
+            result.numbers["documents"] += 1
+            works = [
+                Work(source, number, draw, document, others)
+                for draw in range(self._num_draws(source, number, document.weight))
+            ]
+            for work, drawn in zip(works, self._drawer.many(works)):
+                self._take(work, drawn, result)
+        return result
+
+    def _num_draws(self, source: int, number: int, weight: float) -> int:
+        wanted = self._draws[source] * weight
+        if wanted % 1:  # a part of a draw: some documents get one more
+            rng = generator(self._seed, f"{self._names[source]} number of draws", number, 0)
+            return int(wanted) + (rng.random() < wanted % 1)
+        return int(wanted)
+
+    def _take(self, work: Work, drawn: Drawn, result: ChunkResult) -> None:
+        if not drawn.is_record or drawn.draw == 0:
+            for problem in drawn.problems:
+                result.problem(problem)
+        result.numbers["draws"] += 1
+        if drawn.draw == 0:
+            result.numbers["characters"] += drawn.num_chars
+        result.notes.update(getattr(drawn, "counts", {}))
+        key = self._key(work, drawn.is_record)
+        bucket = bucket_of(key, work.draw, self._num_buckets)
+        for instance in drawn.instances:
+            if instance.largest_subs:
+                result.subs.append((len(result.entries), instance.largest_subs, drawn.place))
+            data = pickle.dumps(instance, protocol=4)
+            entry = Entry(key, work.number, work.source, work.draw, drawn.is_record, data)
+            result.entries.append((bucket, packed(entry)))
+
+    def _key(self, work: Work, is_record: bool) -> bytes:
+        if not self._dedup:
+            return key_of(f"{self._seed} {work.source} {work.number}".encode())
+        fields = work.document.fields
+        text = fields.get("text")
+        if is_record or not isinstance(text, str):
+            text = json.dumps(fields, sort_keys=True, default=str)
+        return key_of(text.encode("utf-8", "surrogatepass"))
+
+
+@dataclass
+class BucketResult:
+    """What came of a bucket.
+
+    Attributes:
+        block: Its rows; None if there are none.
+        report: What was counted.
+    """
+
+    block: RowBlock | None
+    report: Report
+
+
+class BucketStage:
+    """Shuffles a bucket and packs it into rows.
+
+    Args:
+        folder: Holds the buckets.
+        kind: What the rows are.
+        settings: Shape and seed are used.
+        names: Names of the sources.
+        labels: Names of the tasks by the numbers that instances have.
+        dedup: Whether to leave out documents that the bucket has already.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        kind: RowKind,
+        settings: RowSettings,
+        names: Sequence[str],
+        *,
+        labels: Sequence[str],
+        dedup: bool,
+    ):
+        self._folder, self._kind, self._settings = folder, kind, settings
+        self._names, self._labels, self._dedup = list(names), list(labels), dedup
+        places = {label: number for number, label in enumerate(sorted(set(labels)))}
+        self._places = np.array([places[label] for label in labels], np.int32)
+
+    def __call__(self, bucket: int) -> BucketResult:
+        """The rows of a bucket."""
+        report = Report(self._names, self._settings.shape.seq_len)
+        entries = self._different(list(read_bucket(self._folder / str(bucket))), report)
+        rng = generator(self._settings.seed, "order of a bucket", bucket, 0)
+        packer = self._kind.packer(_OPEN_ROWS, self._settings.shape)
+        rows: list[Any] = []
+        for place in rng.permutation(len(entries)):
+            instance = entries[place].instance()
+            self._count(entries[place], instance, report)
+            rows += packer.add(instance)
+        rows += packer.flush()
+        for row in rows:
+            row.task_ids = self._places[row.task_ids]
+        report.counts["rows"] += len(rows)
+        return BucketResult(RowBlock.of(rows, self._kind.stored) if rows else None, report)
+
+    def _different(self, entries: list[Entry], report: Report) -> list[Entry]:
+        """The entries without those of documents that equal an earlier one."""
+        if not self._dedup:
+            return entries
+        owners: dict[tuple[bytes, int], tuple[int, int]] = {}
+        kept, left = [], set()
+        for entry in entries:
+            own = (entry.source, entry.number)
+            if owners.setdefault((entry.key, entry.draw), own) == own:
+                kept.append(entry)
+            elif entry.draw == 0:
+                left.add(own)
+        for source, _ in left:
+            report.count(self._names[source], {"duplicates": 1})
+        return kept
+
+    def _count(self, entry: Entry, instance: Any, report: Report) -> None:
+        numbers = {
+            "pieces": int(not entry.is_record),
+            "instances": 1,
+            "tokens": len(instance),
+            "targets": instance.num_targets,
+            "target_characters": instance.num_chars,
+        }
+        report.count(self._names[entry.source], numbers)
+        report.tasks[self._labels[instance.task]] += 1
+        report.length(len(instance))

@@ -66,7 +66,7 @@ def test_the_command_reads_turns_and_says_when_it_forgets(monkeypatch, capsys) -
     monkeypatch.setattr(writing, "load", lambda *_: (model(), TOKENIZER))
     lines = ["abcdefgh"] * 4 + ["", "/new", "abcdefgh", "a" * 99, "b"]
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines)))
-    cli_write.chat(argparse.Namespace(model="x", seed=0))
+    cli_write.chat(argparse.Namespace(model="x", adapter=None, seed=0))
     out, err = capsys.readouterr()
     assert "mindplm: the window is full, the oldest" in err
     assert "mindplm: error: this turn takes" in err

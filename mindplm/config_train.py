@@ -107,6 +107,10 @@ class TrainConfig:
     """Minutes between two checkpoints, beside those of save_every; 0: none by the clock."""
     save_async: bool = True
     """Go on training while a checkpoint is written, from a copy in memory."""
+    start: str = ""
+    """A checkpoint, or run folder, whose weights a new run starts from; a run that goes on does not
+    look at it. From another family, or another head, what both have in common is taken. Without
+    model and tokenizer.path the run has the sizes and the vocabulary of the checkpoint."""
     resume: str = "auto"
     """auto: go on from the newest checkpoint of the run folder if there is one; never: start
     anew, refused if there is one; or the folder of a checkpoint to go on from."""

@@ -15,6 +15,7 @@ from typing import Any
 from mindplm import assets, shards
 from mindplm import config as settings
 from mindplm.errors import ConfigError, VocabError
+from mindplm.yaml_io import load_plain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,13 +165,33 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> settings.Run
         path: YAML file.
         overrides: `key=value` texts, later ones win.
     """
-    config = settings.read_config(path, overrides, FAMILIES)
+    config = _as_started(settings.read_config(path, overrides, FAMILIES))
     if not config.model.vocab_size:
         parts = family(config.family)
         size = parts.part("vocab_size")(vocab_path(config.tokenizer, config.family))
         model = dataclasses.replace(config.model, vocab_size=size)
         config = dataclasses.replace(config, model=model)
     check_layout(config)
+    return config
+
+
+def _as_started(config: settings.RunConfig) -> settings.RunConfig:
+    """The sizes and the vocabulary of the checkpoint train.start, where the settings name none."""
+    if not config.train.start:
+        return config
+    folder = Path(config.train.start)
+    if not (folder / "model.yaml").is_file():
+        runs = sorted(folder.glob("checkpoints/step-*/model.yaml"))
+        if not runs:
+            raise ConfigError(f"train.start={folder}: no checkpoint there")
+        folder = runs[-1].parent
+    head = load_plain(folder / "model.yaml")
+    if not config.tokenizer.path:
+        vocab = settings.TokenizerConfig(str(folder / head["tokenizer"][0]))
+        config = dataclasses.replace(config, tokenizer=vocab)
+    if head["family"] == config.family and config.model == type(config.model)():
+        model = model_from_dict(config.family, head["config"], str(folder))
+        config = dataclasses.replace(config, model=model)
     return config
 
 

@@ -104,7 +104,7 @@ class Filler:
         return [results[i] for i in range(len(texts))]
 
     def _encode(self, text: str, number: int) -> tuple[list[int], list[int]]:
-        # The original's rules see a mask only where no sign stands beside it; a user means them all.
+        # The original's rules see no mask beside a sign; a user means them all.
         apart = text if self.tokenizer.pattern else text.replace(MASK, f" {MASK} ")
         ids, _ = self.tokenizer.encode(apart)
         places = [i for i, token in enumerate(ids) if token == self.tokenizer.mask_id]

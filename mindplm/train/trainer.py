@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from mindspore import nn
 
 from mindplm import checkpoint as folders
 from mindplm import config as settings
@@ -14,10 +15,12 @@ from mindplm.checkpoint import Checkpoint, RunFolder, TrainState
 from mindplm.config import RunConfig
 from mindplm.data import prepare
 from mindplm.data.loader import RowStream, eval_batches
+from mindplm.errors import CheckpointError
 from mindplm.evaluate import Evaluator, Score
 from mindplm.families import family, vocab_path
 from mindplm.nn.init import initialise
 from mindplm.nn.values import from_arrays, load_model, to_arrays
+from mindplm.runtime import log
 from mindplm.train.health import Health
 from mindplm.train.optim import Adam
 from mindplm.train.ranks import Gather
@@ -57,6 +60,8 @@ class Trainer:
         self.loss = parts.part("loss")(self.model)
         self.shared = set(parts.part("shared_columns"))
         initialise(self.model, config.runtime.seed)
+        if config.train.start:
+            load_common(self.model, config.train.start)
         if config.parallel.recompute:
             for block in self.model.blocks:
                 block.recompute()
@@ -240,6 +245,26 @@ class Validation:
         batches = eval_batches(self.rows, batch_size=self.size, rank=rank, world=world)
         total = -(-len(self.rows) // self.size)
         return self.evaluator(batches, total=total, progress=rank == 0, gather=self.gather)
+
+
+def load_common(model: nn.Cell, folder: str) -> None:
+    """Takes the weights of a checkpoint that a model has too, and says what stays new.
+
+    Raises:
+        CheckpointError: They have nothing in common, or a shape differs.
+    """
+    saved = folders.read(folder)
+    arrays = saved.weights()
+    known = [weight for weight in model.get_parameters() if weight.name in arrays]
+    if not known:
+        raise CheckpointError(f"{saved.folder} has no tensor in common with the model of this run")
+    from_arrays(known, {weight.name: arrays[weight.name] for weight in known}, str(saved.folder))
+    new = sorted({w.name for w in model.get_parameters()} - set(arrays))
+    log.info("start       %d tensors of %s", len(known), saved.folder)
+    if new:
+        log.info("new         %d tensors, such as %s", len(new), new[0])
+    if len(known) < len(arrays):
+        log.info("left out    %d tensors of the checkpoint", len(arrays) - len(known))
 
 
 def target_tasks(columns: dict[str, np.ndarray], tasks: list[list[int]]) -> np.ndarray:

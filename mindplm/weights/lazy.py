@@ -8,7 +8,7 @@ import numpy as np
 
 from mindplm.errors import CheckpointError
 from mindplm.tensors import LazyArray
-from mindplm.weights.rules import Drop, Move, Rename, Rule, Split, plan, refuse, run
+from mindplm.weights.rules import Drop, Fill, Move, Rename, Rule, Split, plan, refuse, run
 
 Arrays = Mapping[str, LazyArray]
 
@@ -29,6 +29,9 @@ def lazy_ours(
         made.update(_targets(move, arrays, back=False))
     if shapes is None:
         return made
+    for rule in rules:
+        if isinstance(rule, Fill) and rule.ours in shapes:
+            made[rule.ours] = _lazy(rule.make(tuple(shapes[rule.ours])))
     refuse([name for name in shapes if name not in made], "of our model would get no value")
     refuse([name for name in made if name not in shapes], "have no place in a model of this config")
     for name, shape in shapes.items():
@@ -66,7 +69,7 @@ def _lazy(value: np.ndarray | LazyArray) -> LazyArray:
 
 def _targets(move: Move, arrays: Arrays, *, back: bool) -> dict[str, LazyArray]:
     """The lazy results of one move."""
-    if isinstance(move.rule, Drop):
+    if isinstance(move.rule, (Drop, Fill)):
         return {}
     if isinstance(move.rule, Rename) and not move.rule.transpose:
         return {move.targets[0]: arrays[move.sources[0]]}
@@ -94,7 +97,7 @@ class _Parts:
 def _shapes(move: Move, arrays: Arrays, *, back: bool) -> list[tuple[int, ...]]:
     """Shapes of the targets of a move, from those of its sources."""
     rule = move.rule
-    assert not isinstance(rule, Drop)
+    assert not isinstance(rule, (Drop, Fill))
     shapes = [tuple(arrays[name].shape) for name in move.sources]
     if rule.transpose and any(len(shape) != 2 for shape in shapes):
         raise CheckpointError(f"{', '.join(move.sources)}: only a matrix can be transposed")

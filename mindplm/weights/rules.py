@@ -69,7 +69,16 @@ class Drop:
     make: Callable[[Mapping[str, np.ndarray]], np.ndarray] | None = None
 
 
-Rule = Union[Rename, Split, Stack, Drop]
+@dataclass(frozen=True)
+class Fill:
+    """One of ours that the foreign checkpoint does not have; `make` builds it from its shape."""
+
+    ours: str
+    make: Callable[[tuple[int, ...]], np.ndarray]
+    theirs: tuple[str, ...] = ()
+
+
+Rule = Union[Rename, Split, Stack, Drop, Fill]
 
 
 @dataclass(frozen=True)
@@ -108,6 +117,8 @@ def iter_ours(
     """Like `to_ours` but one tensor at a time; all names are checked before the first is read."""
     moves = plan(rules, arrays, back=False)
     made = {target for move in moves for target in move.targets}
+    fills = [rule for rule in rules if isinstance(rule, Fill) and rule.ours in shapes]
+    made |= {rule.ours for rule in fills}
     refuse([n for n in shapes if n not in made], "of our model would get no value")
     refuse([n for n in made if n not in shapes], "have no place in a model of this config")
     for move in moves:
@@ -118,6 +129,8 @@ def iter_ours(
                     f" gives {tuple(array.shape)}"
                 )
             yield name, array
+    for rule in fills:
+        yield rule.ours, rule.make(tuple(shapes[rule.ours]))
 
 
 def to_theirs(rules: Sequence[Rule], arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -184,7 +197,7 @@ def run(
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Reads the sources of a move and yields its targets."""
     rule = move.rule
-    if isinstance(rule, Drop):
+    if isinstance(rule, (Drop, Fill)):
         return
     parts = [np.asarray(arrays[name]) for name in move.sources]
     if rule.transpose and any(part.ndim != 2 for part in parts):
@@ -228,6 +241,8 @@ def _join(parts: Sequence[np.ndarray], move: Move, axis: int) -> np.ndarray:
 
 def _sides(rule: Rule, back: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """(names to read, names to write) of a rule."""
+    if isinstance(rule, Fill):
+        return ((rule.ours,), ()) if back else ((), ())
     theirs = (rule.theirs,) if isinstance(rule.theirs, str) else tuple(rule.theirs)
     if isinstance(rule, Drop):
         return theirs, ()

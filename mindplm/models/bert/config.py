@@ -141,10 +141,11 @@ def encoder_rules(prefix: str, flavour: str = "hf") -> list[Rule]:
     """Rules of an encoder whose names begin with a prefix."""
     result: list[Rule] = [Rename(prefix + t, "encoder." + o) for t, o in _ENCODER.items()]
     pairs = {prefix + t: "encoder." + o for t, o in _ENCODER_PAIRS.items()}
-    return result + _pair_rules(pairs, flavour)
+    return result + pair_rules(pairs, flavour)
 
 
-def _pair_rules(pairs: Mapping[str, str], flavour: str) -> list[Rule]:
+def pair_rules(pairs: Mapping[str, str], flavour: str = "hf") -> list[Rule]:
+    """Rules of weights with biases, and of norms."""
     result: list[Rule] = []
     for theirs, ours in pairs.items():
         old = flavour == "tf" and theirs.endswith("LayerNorm")
@@ -157,7 +158,7 @@ def rules(config: BertConfig, flavour: str = "hf") -> list[Rule]:
     """Rules between the names of a public masked-LM checkpoint and ours."""
     return [
         *encoder_rules("bert.", flavour),
-        *_pair_rules(_HEAD_PAIRS, flavour),
+        *pair_rules(_HEAD_PAIRS, flavour),
         Rename("cls.predictions.bias", "head.bias"),
         Drop("cls.predictions.decoder.weight", make=lambda ours: ours["encoder.embed.weight"]),
         Drop("cls.predictions.decoder.bias", make=lambda ours: ours["head.bias"]),

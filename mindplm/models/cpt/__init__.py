@@ -1,0 +1,1 @@
+"""CPT: one encoder, a decoder that understands and a decoder that writes."""

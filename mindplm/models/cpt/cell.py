@@ -1,0 +1,191 @@
+"""The CPT network: shared encoder, understanding decoder, writing decoder; the training cell.
+
+Suffixes of tensor names: b rows, t positions, s positions of the source, d hidden, n flattened,
+p predicted positions, v vocabulary.
+"""
+
+from __future__ import annotations
+
+import mindspore as ms
+from mindspore import Parameter, Tensor, nn, ops
+from mindspore.common.initializer import initializer
+
+from mindplm.errors import ConfigError
+from mindplm.models.bert.cell import encoder
+from mindplm.models.bert.config import BertConfig
+from mindplm.models.cpt.config import DECODER_EPS, ENCODER_EPS, OFFSET, CptConfig
+from mindplm.nn.decoder import CrossBlock
+from mindplm.nn.kernels import mask_bias
+from mindplm.nn.layers import Embedding, LayerNorm, Linear
+from mindplm.nn.loss import TokenNll, masked_sums, take_positions
+from mindplm.nn.mask import causal_mask
+
+
+def order_of(ids_bt):
+    """Positions 0, 1, 2 ... of every row, int32 [1, T]."""
+    return ops.arange(ids_bt.shape[1]).astype(ms.int32).expand_dims(0)
+
+
+class WritingDecoder(nn.Cell):
+    """The decoder that writes; its word table is the encoder's and comes in as word vectors."""
+
+    def __init__(self, config: CptConfig, dtype):
+        super().__init__()
+        hidden, std = config.hidden_size, config.init_std
+        self.positions = Embedding(config.max_len + OFFSET, hidden, std=std, dtype=dtype)
+        self.embed_norm = LayerNorm(hidden, DECODER_EPS, dtype=dtype)
+        sizes = {"eps": DECODER_EPS, "std": std, "dtype": dtype}
+        blocks = [
+            CrossBlock(hidden, config.num_heads, config.ffn_size, **sizes)
+            for _ in range(config.num_decoder_layers)
+        ]
+        self.blocks = nn.CellList(blocks)
+        self.scale = hidden**0.5 if config.scale_embedding else 1.0
+
+    def start(self, words_btd, positions_bt):
+        """The normed sum of word vectors and positions."""
+        x_btd = words_btd * self.scale + self.positions(positions_bt + OFFSET)
+        return self.embed_norm(x_btd)
+
+    def construct(self, words_btd, spans_bt, memory_bsd, memory_spans_bs):
+        """The output of each block, after that of the embedding; tensors [B, T, D].
+
+        Args:
+            words_btd: Word vectors of the decoder's input.
+            spans_bt: int32, 1 where its tokens may be seen, 0 where not.
+            memory_bsd: The shared encoder's output.
+            memory_spans_bs: int32, 1 for the source's tokens, 0 for padding.
+        """
+        bias_b1tt = mask_bias(causal_mask(spans_bt))
+        bias_b1ts = mask_bias((memory_spans_bs != 0).expand_dims(1))
+        x_btd = self.start(words_btd, order_of(spans_bt))
+        states: tuple[Tensor, ...] = (x_btd,)
+        for block in self.blocks:
+            x_btd = block(x_btd, bias_b1tt, memory_bsd, bias_b1ts)
+            states = states + (x_btd,)
+        return states
+
+
+class Cpt(nn.Cell):
+    """Both branches over one encoder; one table and one bias give the scores of both.
+
+    Source: Shao et al. 2021, "CPT: A Pre-Trained Unbalanced Transformer for Both Chinese Language
+    Understanding and Generation", section 3.
+    """
+
+    def __init__(self, config: CptConfig, dtype=ms.float32):
+        super().__init__()
+        if config.dropout:
+            raise ConfigError(f"model.dropout={config.dropout}: only 0 is implemented for cpt")
+        self.config, self.dtype = config, dtype
+        names = ("vocab_size", "hidden_size", "num_heads", "ffn_size", "num_layers", "max_len")
+        sizes = {name: getattr(config, name) for name in (*names, "num_types", "init_std")}
+        self.encoder = encoder(BertConfig(**sizes, eps=ENCODER_EPS), dtype)
+        self.decoder = WritingDecoder(config, dtype)
+        zeros = initializer("zeros", (1, config.vocab_size), dtype)
+        self.logits_bias = Parameter(zeros, requires_grad=False)
+        self.logits_bias.init_std = 0.0
+        self.shared = config.num_layers - config.num_decoder_layers
+        self.matmul = ops.MatMul(transpose_b=True)
+
+    @property
+    def blocks(self):
+        """The encoder's blocks, for whoever recomputes them."""
+        return self.encoder.blocks
+
+    def states(self, ids_bs, types_bs, spans_bs):
+        """Output of the encoder's embedding and of each of its blocks."""
+        order = ops.zeros_like(ids_bs) + order_of(ids_bs)
+        return self.encoder(ids_bs, types_bs, order, spans_bs)
+
+    def write(self, decoder_ids_bt, decoder_spans_bt, memory_bsd, spans_bs):
+        """Output of the writing decoder's embedding and of each of its blocks."""
+        words = self.encoder.embed(decoder_ids_bt)
+        return self.decoder(words, decoder_spans_bt, memory_bsd, spans_bs)
+
+    def construct(self, ids_bs, types_bs, spans_bs, decoder_ids_bt):
+        """Hidden states of the understanding and of the writing decoder.
+
+        Args:
+            ids_bs: int32 source, padded.
+            types_bs: int32 types; the original has 1 everywhere but for generation.
+            spans_bs: int32, 1 for tokens, 0 for padding.
+            decoder_ids_bt: int32 input of the writing decoder.
+        """
+        states = self.states(ids_bs, types_bs, spans_bs)
+        memory = states[self.shared]
+        written = self.write(decoder_ids_bt, ops.ones_like(decoder_ids_bt), memory, spans_bs)
+        return states[-1], written[-1]
+
+    def project(self, hidden_nd):
+        """Scores of all words, fp32 [N, V]."""
+        logits = self.matmul(hidden_nd, self.encoder.embed.weight) + self.logits_bias
+        return logits.astype(ms.float32)
+
+
+class CptLoss(nn.Cell):
+    """Sum and count of the token losses; a row counts for one of the decoders only.
+
+    construct takes ids, decoder_ids int32 [B, T]; writes int32 [B], 1 for rows that the writing
+    decoder learns from; target_pos, targets int32 [B, P]. Padding of ids is 0, types are 1.
+    """
+
+    def __init__(self, model: Cpt):
+        super().__init__(auto_prefix=False)
+        self.model = model
+        self.nll = TokenNll(biased=True)
+
+    def construct(self, *columns):
+        ids, decoder_ids, writes, target_pos, targets = columns
+        spans = (ids != 0).astype(ms.int32)
+        understood, written = self.model(ids, ops.ones_like(ids), spans, decoder_ids)
+        hidden = ops.where((writes != 0).reshape((-1, 1, 1)), written, understood)
+        labels = targets.reshape((-1,))
+        table, bias = self.model.encoder.embed.weight, self.model.logits_bias.reshape((-1,))
+        return masked_sums(
+            self.nll(take_positions(hidden, target_pos), table, labels, bias), labels
+        )
+
+
+class CptHead(nn.Cell):
+    """A task's head over the understanding decoder, the writing decoder, or both.
+
+    Args:
+        model: The network.
+        form: classify (one row of scores a text) or tokens (one a token).
+        mode: 1: understanding decoder; 2: writing decoder; 3: both side by side.
+        num_labels: Scores of a row.
+
+    Source: fastnlp/CPT, the classes of its fine-tuning programs.
+    """
+
+    def __init__(self, model: Cpt, form: str, mode: int, num_labels: int, dtype=ms.float32):
+        super().__init__()
+        self.model, self.mode, self.classifies = model, mode, form == "classify"
+        width = model.config.hidden_size * (2 if mode == 3 else 1)
+        sizes = {"bias": True, "std": model.config.init_std, "dtype": dtype}
+        if self.classifies:
+            self.dense = Linear(width, width, **sizes)
+        self.out = Linear(width, num_labels, **sizes)
+
+    def construct(self, ids_bs, types_bs, spans_bs, decoder_ids_bs, last_b):
+        """Scores [B, labels] or [B, S, labels].
+
+        Args:
+            ids_bs, types_bs, spans_bs: The source.
+            decoder_ids_bs: The source shifted right.
+            last_b: int32, position of the last [SEP].
+        """
+        understood, written = self.model(ids_bs, types_bs, spans_bs, decoder_ids_bs)
+        if self.classifies:
+            understood = understood[:, 0]
+            written = take_positions(written, last_b.expand_dims(1))
+        if self.mode == 1:
+            state = understood
+        elif self.mode == 2:
+            state = written
+        else:
+            state = ops.concat((understood, written), -1)
+        if self.classifies:
+            state = ops.tanh(self.dense(state))
+        return self.out(state)

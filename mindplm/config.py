@@ -186,25 +186,25 @@ def _from_tree(
     return build(RunConfig, tree, "", source)
 
 
-def build_model(tree: Any, kind: ModelType, source: Source) -> Any:
+def build_model(tree: Any, kind: ModelType, source: Source, path: str = "model") -> Any:
     """Builds the model section: the keys of `preset`, if it is given, under the explicit ones."""
     if not isinstance(tree, Mapping):
         if tree is not None:
             raise ConfigError(
-                f"{source.of('model')}: model must be a section of keys and values such as "
+                f"{source.of(path)}: {path} must be a section of keys and values such as "
                 f"{{preset: {next(iter(kind.presets))}}}, got {describe(tree)}"
             )
         tree = {}
     tree = dict(tree)
     preset = tree.pop("preset", None)
     if preset is None:
-        return build(kind.config, tree, "model", source)
+        return build(kind.config, tree, path, source)
     if preset not in kind.presets:
         hint = suggest(str(preset), list(kind.presets))
         raise ConfigError(
-            f"{source.of('model.preset')}: model.preset={preset} is not known; {hint}"
+            f"{source.of(path + '.preset')}: {path}.preset={preset} is not known; {hint}"
         )
-    return build(kind.config, {**to_plain(kind.presets[preset]), **tree}, "model", source)
+    return build(kind.config, {**to_plain(kind.presets[preset]), **tree}, path, source)
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -28,6 +28,24 @@ def global_norm(grads):
     return ops.sqrt(total)
 
 
+def clipped(grads, norm, clip_norm: float, scale):
+    """The gradients with a norm of at most clip_norm * scale, in their own types.
+
+    Args:
+        grads: Of any number.
+        norm: Their global norm.
+        clip_norm: 0 turns clipping off; fixed when the graph is built.
+        scale: Loss scale that they carry.
+    """
+    if clip_norm == 0:
+        return grads
+    factor = ops.minimum(clip_norm * scale / (norm + 1e-6), Tensor(1.0, ms.float32))
+    result: tuple[Tensor, ...] = ()
+    for grad in grads:
+        result = result + ((grad * factor).astype(grad.dtype),)
+    return result
+
+
 @dataclass(frozen=True)
 class Numbers:
     """What a step is told beside its batch.
@@ -119,16 +137,6 @@ class _Move(nn.Cell):
         if world > 1:
             self.reduce = ops.AllReduce()
 
-    def clipped(self, grads, norm, scale):
-        """The gradients with a norm of at most clip_norm * scale, in their own types."""
-        if self.clip_norm == 0:
-            return grads
-        factor = ops.minimum(self.clip_norm * scale / (norm + 1e-6), Tensor(1.0, ms.float32))
-        result: tuple[Tensor, ...] = ()
-        for grad in grads:
-            result = result + ((grad * factor).astype(grad.dtype),)
-        return result
-
     def construct(self, grads, facts, numbers):
         """Returns the vector of `Report`."""
         over = overflowed(grads).reshape((1,)) if self.scaler.dynamic else numbers[2:3] * 0.0
@@ -150,7 +158,8 @@ class _Move(nn.Cell):
         rates = ops.gather(rates_n3, ops.clamp(row.astype(ms.int32), min=0), 0)
         told = norm / scale
         if ok:
-            done = self.optimizer(self.clipped(grads, norm, scale), rates, 1.0 / scale)
+            grads = clipped(grads, norm, self.clip_norm, scale)
+            done = self.optimizer(grads, rates, 1.0 / scale)
             told = ops.depend(told, done)
         moved = ok.astype(ms.float32)
         updates = updates + moved

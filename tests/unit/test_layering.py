@@ -36,6 +36,7 @@ GROUPS.update(convert=_BELOW, generate=_BELOW, evaluate=_BELOW, train=_BELOW + "
 GROUPS.update(measure=_BELOW + " evaluate generate", finetune=_BELOW + " evaluate train")
 GROUPS.update(launch="config families data checkpoint", cli="", __main__="cli", __init__="")
 GROUPS["fill"] = _BELOW
+GROUPS.update(integrations=" ".join(GROUPS))
 # Modules at the top level that belong to a group of another name.
 ALIASES = {
     "strict": "config",
@@ -140,6 +141,15 @@ def test_modules_without_mindspore_stay_so() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, *names], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-500:]
+
+
+def test_other_frameworks_are_imported_by_their_adapters_alone() -> None:
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if any(name.split(".")[0] == "mindformers" for name in names):
+                assert path.parent.name == "integrations", f"{name_of(path)}:{node.lineno}"
 
 
 @pytest.mark.parametrize("path", CODE, ids=name_of)

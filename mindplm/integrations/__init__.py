@@ -1,0 +1,1 @@
+"""Ways to run the library inside other frameworks; nothing else of it needs them."""

@@ -103,6 +103,8 @@ def no_gain(_: int) -> float:
 
 _BEE = "mindplm.models.cpm_bee.config:"
 _BERT = "mindplm.models.bert.config:"
+_GPT1 = "mindplm.models.gpt1.config:"
+_CPM1 = "mindplm.models.cpm1.config:"
 
 FAMILIES: dict[str, Family] = {
     "cpm_bee": Family(
@@ -147,6 +149,48 @@ FAMILIES: dict[str, Family] = {
         tokenizer_ref="mindplm.tokenizers.wordpiece:WordPieceTokenizer",
         rows_ref="mindplm.data.masked_rows:ROWS",
         vocab="vocab_wordpiece.txt",
+    ),
+    "cpm1": Family(
+        title="CPM-1: a Chinese language model, pieces behind jieba's words",
+        config_ref=_CPM1 + "Cpm1Config",
+        presets_ref=_CPM1 + "PRESETS",
+        num_parameters_ref=_CPM1 + "num_parameters",
+        shapes_ref=_CPM1 + "parameter_shapes",
+        rules_ref=_CPM1 + "rules",
+        from_original_ref=_CPM1 + "from_original",
+        to_original_ref=_CPM1 + "to_original",
+        flavours_ref=_CPM1 + "FLAVOURS",
+        flavour_of_ref=_CPM1 + "flavour_of",
+        cell_ref="mindplm.models.cpm1.cell:network",
+        loss_ref="mindplm.nn.causal:CausalLoss",
+        shared_columns_ref=_CPM1 + "SHARED_COLUMNS",
+        tokenizer_ref="mindplm.tokenizers.sentencepieces:Cpm1Tokenizer",
+        rows_ref="mindplm.data.causal_rows:ROWS",
+        layout_ref="mindplm.generate.text_layout:causal_layout",
+        decode_ref="mindplm.nn.causal:writing_cells",
+        vocab="cpm1_vocab.model",
+        vocab_size_ref="mindplm.tokenizers.sentencepieces:num_pieces",
+    ),
+    "gpt1": Family(
+        title="GPT-1: an English language model on byte pairs, and its fine-tuning tasks",
+        config_ref=_GPT1 + "Gpt1Config",
+        presets_ref=_GPT1 + "PRESETS",
+        num_parameters_ref=_GPT1 + "num_parameters",
+        shapes_ref=_GPT1 + "parameter_shapes",
+        rules_ref=_GPT1 + "rules",
+        from_original_ref=_GPT1 + "from_original",
+        to_original_ref=_GPT1 + "to_original",
+        flavours_ref=_GPT1 + "FLAVOURS",
+        flavour_of_ref=_GPT1 + "flavour_of",
+        cell_ref="mindplm.models.gpt1.cell:network",
+        loss_ref="mindplm.nn.causal:CausalLoss",
+        shared_columns_ref=_GPT1 + "SHARED_COLUMNS",
+        tokenizer_ref="mindplm.tokenizers.bpe:BpeTokenizer",
+        rows_ref="mindplm.data.causal_rows:ROWS",
+        layout_ref="mindplm.generate.text_layout:causal_layout",
+        decode_ref="mindplm.nn.causal:writing_cells",
+        vocab="bpe_english.json",
+        vocab_size_ref="mindplm.tokenizers.bpe:num_pieces",
     ),
 }
 

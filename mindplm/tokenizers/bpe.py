@@ -169,6 +169,11 @@ class BpeTokenizer:
         return tuple(parts)
 
 
+def num_pieces(path: Path) -> int:
+    """Entries of a vocabulary file."""
+    return BpeTokenizer.from_file(path).vocab_size
+
+
 def merged(parts: list[str], pair: tuple[str, str]) -> list[str]:
     """The parts with every occurrence of a pair as one, from left to right."""
     result: list[str] = []

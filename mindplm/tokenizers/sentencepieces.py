@@ -151,3 +151,8 @@ class Cpm1Tokenizer:
 
     def _marked(self, text: str) -> str:
         return " ".join(word.translate(_MARKS) for word in self.words(text))
+
+
+def num_pieces(path: Path) -> int:
+    """Entries of a vocabulary file."""
+    return PieceModel.read(path, "").size

@@ -39,7 +39,7 @@ def bee_rows(tokenizer: CpmBeeTokenizer, count: int) -> list[Row]:
     return [*rows, *packer.flush()][:count]
 
 
-class _Dictated:
+class Dictated:
     """Hands the engine's calls on, keeps the logits that come back and lets given classes win."""
 
     def __init__(self, network: Any, classes: list[int]):
@@ -77,7 +77,7 @@ def bee_cached_and_full(model: CpmBee, tokenizer: CpmBeeTokenizer) -> tuple[Any,
     predicted = np.flatnonzero(row.context == 0)
     num = tokenizer.vocab_size + int(columns["num_ext"][0])
     targets = columns["targets"][0][: len(predicted)]
-    cached = _Dictated(from_cell(model, model.config).network, targets.tolist())
+    cached = Dictated(from_cell(model, model.config).network, targets.tolist())
     config = GenerateConfig(max_new_tokens=20, buckets=(64,))
     prompt = {**record, "<ans>": dict.fromkeys(answers, "")}
     written = write(Model("cpm_bee", model.config, cached), tokenizer, [prompt], config)

@@ -278,5 +278,6 @@ def target_tasks(columns: dict[str, np.ndarray], tasks: list[list[int]]) -> np.n
     result = np.full(spans.shape, -1, np.int32)
     for row, of_spans in enumerate(tasks):
         real = columns["targets"][row] >= 0
-        result[row, real] = np.array(of_spans, np.int32)[spans[row, real]]
+        first = columns["spans"][row, 0]  # families count spans from 0 or from 1 on
+        result[row, real] = np.array(of_spans, np.int32)[spans[row, real] - first]
     return result

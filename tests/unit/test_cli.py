@@ -81,7 +81,7 @@ def test_show_prints_settings_that_can_be_read_again(
     status, out, _ = run(capsys, "show", "-c", config, "--keys")
     assert status == 0
     assert "optim.lr=0.0001  # Peak learning rate" in out
-    assert "One of: noam, cosine, linear, constant." in out
+    assert "One of: noam, cosine, linear, constant, exponential." in out
 
 
 def test_list_has_every_preset(capsys: Any) -> None:

@@ -11,11 +11,17 @@ import json
 import sys
 from collections.abc import Sequence
 
-from benchmarks import generate, machine, preprocess, tokenizer
+from benchmarks import generate, machine, preprocess, roofline, tokenizer, train
 
 from mindplm.errors import UserError
 
-VERBS = {"tokenizer": tokenizer, "preprocess": preprocess, "generate": generate}
+VERBS = {
+    "tokenizer": tokenizer,
+    "preprocess": preprocess,
+    "generate": generate,
+    "train": train,
+    "roofline": roofline,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

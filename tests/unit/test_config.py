@@ -109,7 +109,7 @@ def test_derived_values_follow_from_the_settings(read: Any) -> None:
         ("train.steps=0", "train.steps=0, expected >= 1"),
         ("optim.lr=nan", "optim.lr: expected a finite number, got 'nan'"),
         ("optim.lr=-1", "optim.lr=-1.0, expected > 0"),
-        ("optim.schedule=cosin", "did you mean cosine? (accepted: noam, cosine, linear, constant)"),
+        ("optim.schedule=cosin", "did you mean cosine? (accepted: noam, cosine, linear, constant,"),
         ("optim.schedule=noam", "needs optim.warmup_steps >= 1"),
         ("optim=fast", "optim must be a section of keys and values, got 'fast'"),
         ("data.train.0.tasks.lm=x", "data.train.0.tasks.lm: expected a finite number, got 'x'"),

@@ -67,7 +67,11 @@ def test_poems_of_no_checkpoint_is_an_error(tmp_path) -> None:
 
 @pytest.mark.parametrize(
     "words",
-    [("tokenizer", "--corpus", "poems_valid"), ("preprocess", "--corpus", "poems_valid")],
+    [
+        ("tokenizer", "--corpus", "poems_valid"),
+        ("preprocess", "--corpus", "poems_valid"),
+        ("train", "--preset", "tiny", "--vocab-size", "500", "--rows", "2", "--seq-len", "32"),
+    ],
     ids=lambda words: words[0],
 )
 def test_bench(words: tuple[str, ...]) -> None:

@@ -63,10 +63,12 @@ def test_settings_are_checked() -> None:
 def test_the_command_reads_turns_and_says_when_it_forgets(monkeypatch, capsys) -> None:
     config = GenerateConfig(max_new_tokens=6, temperature=1.0, buckets=(64,))
     monkeypatch.setattr(cli_write, "settings_of", lambda _: (config, RuntimeConfig(), None))
-    monkeypatch.setattr(writing, "load", lambda *_: (model(), TOKENIZER))
+    monkeypatch.setattr(writing, "load", lambda *_, **__: (model(), TOKENIZER))
     lines = ["abcdefgh"] * 4 + ["", "/new", "abcdefgh", "a" * 99, "b"]
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines)))
-    cli_write.chat(argparse.Namespace(model="x", adapter=None, seed=0))
+    parser = argparse.ArgumentParser()
+    cli_write.add_chat(parser)
+    cli_write.chat(parser.parse_args([], argparse.Namespace(model="x")))
     out, err = capsys.readouterr()
     assert "mindplm: the window is full, the oldest" in err
     assert "mindplm: error: this turn takes" in err

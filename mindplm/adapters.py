@@ -1,15 +1,18 @@
 """The adapter folder: low-rank adapters of a base checkpoint, and how they are merged into it.
 
-adapter.yaml            family, rank, alpha, dropout, targets
+adapter.yaml            family, rank, alpha, dropout, targets; the base, where it is known
 adapter.safetensors     blocks.0.attn.q.lora_a [rank, in], blocks.0.attn.q.lora_b [out, rank], ...
-manifest.json           sizes and SHA-256 of both, written last
+run.yaml, train/...     of an adapter that a run has saved
+manifest.json           sizes and SHA-256 of all the others, written last
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +22,27 @@ from mindplm import families, files, strict, tensors
 from mindplm.config_lora import LoraConfig
 from mindplm.errors import CheckpointError, ConfigError
 from mindplm.tensors import LazyArray
+from mindplm.train_state import TrainState
 from mindplm.yaml_io import dump_yaml, load_plain
 
-_HEAD, _STEM = "adapter.yaml", "adapter"
+_HEAD, STEM, _RUN = "adapter.yaml", "adapter", "run.yaml"
 DOWN, UP = ".lora_a", ".lora_b"
 """What follows the name of a projection in the names of its adapter's matrices."""
+
+
+@dataclass(frozen=True)
+class Base:
+    """The checkpoint that adapters belong to.
+
+    Attributes:
+        folder: Where it was.
+        digest: Tells its weights from others, see `weights_digest`.
+        model: The family's settings, as plain values.
+    """
+
+    folder: str = ""
+    digest: str = ""
+    model: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -35,12 +54,21 @@ class Adapter:
         family: Key of the family table.
         lora: Its settings.
         arrays: Name to lazy array; bfloat16 as tensors.BF16.
+        base: What it was trained on, if that is known.
+        run: Settings of the run that trained it, as plain values; None if there was none.
     """
 
     folder: Path
     family: str
     lora: LoraConfig
     arrays: dict[str, LazyArray]
+    base: Base = Base()
+    run: dict[str, Any] | None = None
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """The family's settings of the base as plain values."""
+        return self.base.model
 
 
 def is_adapter(folder: str | Path) -> bool:
@@ -49,7 +77,14 @@ def is_adapter(folder: str | Path) -> bool:
 
 
 def write(
-    folder: str | Path, *, family: str, lora: LoraConfig, arrays: Mapping[str, tensors.Array]
+    folder: str | Path,
+    *,
+    family: str,
+    lora: LoraConfig,
+    arrays: Mapping[str, tensors.Array],
+    base: Base | None = None,
+    run: Mapping[str, Any] | None = None,
+    train: TrainState | None = None,
 ) -> None:
     """Writes an adapter folder; it appears when all of it is on the disk.
 
@@ -58,19 +93,40 @@ def write(
         family: Key of the family table.
         lora: Settings; the rank must be that of the arrays.
         arrays: Name to array, two for each projection.
+        base: What they were trained on.
+        run: Settings of the run as plain values.
+        train: State of training.
 
     Raises:
         CheckpointError: The arrays are no pairs of matrices of this rank, or no space is left.
     """
     check(arrays, lora.rank, str(folder))
     head: dict[str, Any] = {"family": family, "lora": strict.to_plain(lora)}
-    with files.new_folder(Path(folder), tensors.num_bytes(arrays) + (64 << 10)) as writer:
+    if base is not None:
+        head["base"] = strict.to_plain(base)
+    needed = tensors.num_bytes(arrays) + (tensors.num_bytes(train.arrays) if train else 0)
+    with files.new_folder(Path(folder), needed + (64 << 10)) as writer:
         writer.write(_HEAD, [dump_yaml(head).encode()])
-        tensors.write_arrays(writer, _STEM, arrays, tensors.SHARD_BYTES)
+        tensors.write_arrays(writer, STEM, arrays, tensors.SHARD_BYTES)
+        if run is not None:
+            writer.write(_RUN, [dump_yaml(dict(run)).encode()])
+        if train is not None:
+            train.write(writer)
 
 
-def read(folder: str | Path) -> Adapter:
+def weights_digest(checkpoint: str | Path) -> str:
+    """Tells the weights of a checkpoint folder from others; the same weights give the same."""
+    listed = files.read_manifest(Path(checkpoint))
+    sums = {name: entry["sha256"] for name, entry in listed.items() if name.startswith("weights")}
+    return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
+
+
+def read(folder: str | Path, *, verify: bool = True) -> Adapter:
     """Opens an adapter folder and compares it with its checksums.
+
+    Args:
+        folder: The adapter folder.
+        verify: Compare every file with its checksum.
 
     Raises:
         CheckpointError: Something is missing or damaged; it is named.
@@ -81,17 +137,20 @@ def read(folder: str | Path) -> Adapter:
             f"{folder} is no adapter of this library ({_HEAD} is missing); a LoRA file of the "
             "original is converted by: mindplm convert FILE --out FOLDER"
         )
-    files.verify(folder)
+    if verify:
+        files.verify(folder)
     head = load_plain(folder / _HEAD)
     try:
         family, tree = head["family"], head["lora"]
         families.family(family)
         lora = strict.build(LoraConfig, tree, "lora", strict.Source(str(folder / _HEAD)))
+        base = Base(**head.get("base", {}))
     except (KeyError, TypeError, ConfigError) as error:
         raise CheckpointError(f"{folder / _HEAD} is damaged: {error}") from None
-    arrays = tensors.open_arrays(folder, _STEM, widen=False)
+    arrays = tensors.open_arrays(folder, STEM, widen=False)
     check(arrays, lora.rank, str(folder))
-    return Adapter(folder, family, lora, arrays)
+    run = load_plain(folder / _RUN) if (folder / _RUN).is_file() else None
+    return Adapter(folder, family, lora, arrays, base, run)
 
 
 def check(arrays: Mapping[str, tensors.Array], rank: int, source: str) -> list[str]:

@@ -11,44 +11,32 @@ manifest.json                 sizes and SHA-256 of all the others, written last
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mindplm import families, files, tensors
+from mindplm import adapters, families, files, tensors
 from mindplm.config import RunConfig
 from mindplm.errors import CheckpointError
 from mindplm.runtime import log
+from mindplm.train_state import STATE, read_state
+from mindplm.train_state import TrainState as TrainState
 from mindplm.yaml_io import dump_yaml, load_plain
 
-_MODEL, _RUN, _STATE = "model.yaml", "run.yaml", "train/state.json"
-_WEIGHTS, _ARRAYS = "weights", "train/arrays"
+_MODEL, _RUN, _WEIGHTS = "model.yaml", "run.yaml", "weights"
 _STEP = re.compile(r"step-(\d{8,})")
-
-
-@dataclass
-class TrainState:
-    """What training needs beside the weights to go on bitwise.
-
-    Attributes:
-        step: Finished optimizer steps.
-        arrays: Moments, master weights, loss scale ...
-        meta: Anything that JSON holds: position in the data, random state ...
-    """
-
-    step: int
-    arrays: dict[str, np.ndarray] = field(default_factory=dict)
-    meta: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint folder that was found whole; arrays are read when asked for.
+
+    The checkpoint of a run that trains low-rank adapters is an adapter folder with the state of
+    training: `weights` are those of the adapters, and there is no tokenizer.
 
     Attributes:
         folder: Where it is.
@@ -56,6 +44,7 @@ class Checkpoint:
         model_config: The family's settings, as plain values.
         tokenizer_files: Names of the tokenizer's files in the folder.
         run: Settings of the run as plain values, None if there was none.
+        adapter: The adapters, if they are all that is there.
     """
 
     folder: Path
@@ -63,6 +52,7 @@ class Checkpoint:
     model_config: dict[str, Any]
     tokenizer_files: list[str]
     run: dict[str, Any] | None
+    adapter: adapters.Adapter | None = None
 
     def model(self) -> Any:
         """The family's typed settings."""
@@ -76,23 +66,19 @@ class Checkpoint:
 
     def weights(self) -> dict[str, np.ndarray]:
         """Our name to array."""
-        return tensors.read_arrays(self.folder, _WEIGHTS)
+        return tensors.read_arrays(self.folder, adapters.STEM if self.adapter else _WEIGHTS)
 
     def lazy_weights(self, *, widen: bool = True) -> dict[str, tensors.LazyArray]:
         """Like `weights`, but an array is read when it is used, so they are never all in memory.
 
         With widen=False bfloat16 is not turned into fp32 but comes as tensors.BF16.
         """
-        return tensors.open_arrays(self.folder, _WEIGHTS, widen=widen)
+        stem = adapters.STEM if self.adapter else _WEIGHTS
+        return tensors.open_arrays(self.folder, stem, widen=widen)
 
     def train(self) -> TrainState | None:
         """The state of training, None in a checkpoint without."""
-        path = self.folder / _STATE
-        if not path.is_file():
-            return None
-        state = json.loads(path.read_text(encoding="utf-8"))
-        arrays = tensors.read_arrays(self.folder, _ARRAYS)
-        return TrainState(step=state["step"], arrays=arrays, meta=state["meta"])
+        return read_state(self.folder)
 
 
 def write(
@@ -133,9 +119,7 @@ def write(
         if run is not None:
             writer.write(_RUN, [dump_yaml(dict(run)).encode()])
         if train is not None:
-            tensors.write_arrays(writer, _ARRAYS, train.arrays, shard_bytes)
-            state = json.dumps({"step": train.step, "meta": train.meta}, ensure_ascii=False)
-            writer.write(_STATE, [state.encode()])
+            train.write(writer, shard_bytes)
 
 
 def read(folder: str | Path, *, verify: bool = True) -> Checkpoint:
@@ -153,6 +137,9 @@ def read(folder: str | Path, *, verify: bool = True) -> Checkpoint:
         newest = RunFolder(folder).newest()
         assert newest is not None
         return newest
+    if adapters.is_adapter(folder):
+        adapter = adapters.read(folder, verify=verify)
+        return Checkpoint(folder, adapter.family, adapter.model, [], adapter.run, adapter)
     listed = files.read_manifest(folder)
     if verify:
         files.verify(folder)
@@ -289,8 +276,8 @@ class RunFolder:
                 "checkpoint"
             )
         checkpoint = read(wish)
-        if not (checkpoint.folder / _STATE).is_file():
-            raise CheckpointError(f"{wish} holds no training state ({_STATE}) to go on from")
+        if not (checkpoint.folder / STATE).is_file():
+            raise CheckpointError(f"{wish} holds no training state ({STATE}) to go on from")
         for step in self.steps():
             if checkpoint.folder.resolve() == self.path_of(step).resolve():
                 self._set_aside(step)

@@ -6,14 +6,18 @@ which comes in as a `ModelType`; this module knows no family.
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Optional, Protocol
 
 from mindplm.config_data import DataConfig as DataConfig
 from mindplm.config_data import SourceConfig as SourceConfig
+from mindplm.config_finetune import FinetuneConfig as FinetuneConfig
 from mindplm.config_generate import GenerateConfig as GenerateConfig
+from mindplm.config_lora import LoraConfig as LoraConfig
 from mindplm.config_parallel import ParallelConfig as ParallelConfig
 from mindplm.config_shape import ShapeConfig as ShapeConfig
 from mindplm.config_train import OptimConfig as OptimConfig
@@ -92,6 +96,11 @@ class RunConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    finetune: Optional[FinetuneConfig] = None  # noqa: UP045 (it is evaluated)
+    """What is watched, so that the best state is kept; none: only the last states are."""
+    lora: Optional[LoraConfig] = None  # noqa: UP045 (it is evaluated)
+    """Low-rank adapters, which alone are trained then; {} for the usual ones; none: all weights
+    are trained."""
 
     def __post_init__(self) -> None:
         batch, data = self.train.batch_size, self.parallel.data
@@ -226,5 +235,16 @@ def arithmetic(config: RunConfig) -> list[str]:
         f"tokens per step: batch_size x seq_len = {train.batch_size} x {config.data.seq_len} = "
         f"{config.tokens_per_step:,}",
         f"tokens of the run: {config.tokens_per_step:,} x {train.steps:,} steps = "
-        f"{config.tokens_per_step * train.steps:,}",
+        f"{config.tokens_per_step * train.steps:,}"
+        if train.steps
+        else f"steps: {train.epochs:g} x the number of prepared rows / {train.batch_size}",
     ]
+
+
+def with_steps(config: RunConfig, num_rows: int) -> RunConfig:
+    """The settings with steps in the place of epochs of so many rows, at least one."""
+    train = config.train
+    if train.steps:
+        return config
+    steps = max(1, math.ceil(train.epochs * num_rows / train.batch_size))
+    return dataclasses.replace(config, train=dataclasses.replace(train, steps=steps, epochs=0.0))

@@ -87,10 +87,12 @@ class OptimConfig:
 class TrainConfig:
     """Length of training, batches and what is written."""
 
-    steps: int
-    """Optimizer steps."""
     output: str
     """Run folder: checkpoints, metrics, curves."""
+    steps: int = 0
+    """Optimizer steps; 0: as many as epochs say."""
+    epochs: float = 0.0
+    """How often each prepared row is used, instead of steps."""
     batch_size: int = 32
     """Rows of an optimizer step, all devices together."""
     micro_batch_size: int = 0
@@ -131,7 +133,15 @@ class TrainConfig:
     def __post_init__(self) -> None:
         require(self.output != "", "train.output is empty, expected a folder")
         require(self.resume != "", "train.resume is empty, expected auto, never or a folder")
-        at_least("train", self, steps=1, batch_size=1, micro_batch_size=0, log_every=1)
+        at_least("train", self, epochs=0, batch_size=1, micro_batch_size=0, log_every=1)
+        require(
+            self.steps >= 1 or (self.steps == 0 and self.epochs > 0),
+            f"train.steps={self.steps}, expected >= 1 (or 0 and train.epochs > 0)",
+        )
+        require(
+            self.steps == 0 or self.epochs == 0,
+            f"train.steps={self.steps} and train.epochs={self.epochs:g} are both given; choose one",
+        )
         at_least("train", self, eval_every=0, save_every=0, keep_last=0, save_every_minutes=0)
         at_least("train", self, max_skipped=1, inspect_every=0)
         require(

@@ -129,12 +129,12 @@ def describe(value: Any) -> str:
 
 def suggest(key: str, accepted: Sequence[str], prefix: str = "", known: Sequence[str] = ()) -> str:
     """Says which accepted name was probably meant, or else what is accepted."""
-    close = difflib.get_close_matches(key, accepted, 1)
-    if close:
-        return f"did you mean {prefix}{close[0]}?"
     elsewhere = [path for path in known if path.rpartition(".")[2] == key]
     if elsewhere:
         return f"did you mean {elsewhere[0]}?"
+    close = difflib.get_close_matches(key, accepted, 1)
+    if close:
+        return f"did you mean {prefix}{close[0]}?"
     return f"accepted: {', '.join(accepted)}"
 
 

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Mapping, Sequence
-from typing import Callable
+from typing import Any, Callable
 
 import numpy as np
 from mindspore import Parameter, Tensor, nn
 
 from mindplm.errors import ConfigError
+from mindplm.nn.dropout import STEP, Dropout, step_parameter
 from mindplm.nn.init import stream
 from mindplm.nn.layers import Linear
 from mindplm.nn.values import from_arrays, to_arrays
@@ -31,12 +32,12 @@ class LoraLinear(nn.Cell):
         linear: The projection.
         rank: Width of the bottleneck.
         scale: Factor on the adapter's output.
-        dropout: Probability of dropping a value of the adapter's input in training.
+        dropout: Drops values of the adapter's input; None: none are.
 
     Source: Hu et al. 2021, "LoRA", section 4.1.
     """
 
-    def __init__(self, linear: Linear, rank: int, *, scale: float, dropout: float = 0.0):
+    def __init__(self, linear: Linear, rank: int, *, scale: float, dropout: Dropout | None = None):
         super().__init__()
         self.weight = linear.weight
         dtype = linear.weight.dtype
@@ -45,8 +46,8 @@ class LoraLinear(nn.Cell):
         self.matmul = linear.matmul
         self.num_in, self.num_out = linear.num_in, linear.num_out
         self.scale = scale
-        self.has_dropout = dropout > 0
-        self.dropout = nn.Dropout(p=dropout)
+        self.has_dropout = dropout is not None
+        self.dropout: Any = dropout
 
     def construct(self, x):
         x_n = x.reshape((-1, self.num_in))
@@ -100,7 +101,7 @@ def add_lora(
         targets: Ends of names of projections, see `chosen`.
         rank: Width of the bottleneck.
         alpha: The adapter's output is multiplied by alpha / rank.
-        dropout: Probability of dropping a value of the adapter's input in training.
+        dropout: Probability of dropping a value of the adapter's input, see `dropout_step`.
         gain: For a network that feeds its projections with scaled inputs: input width -> what
             brings the scaled input back to the one that adapters are defined on. None: 1.
         seed: Of the initial values.
@@ -118,16 +119,20 @@ def add_lora(
     for parameter in network.get_parameters():
         parameter.requires_grad = False
     cells = dict(network.cells_and_names())
+    step = step_parameter()
     made: dict[str, LoraLinear] = {}
     for name in names:
         linear = found[name]
         scale = alpha / rank * (gain(linear.num_in) if gain else 1.0)
-        made[name] = LoraLinear(linear, rank, scale=scale, dropout=dropout)
+        salt = int(stream(seed, f"{name}.dropout").integers(2**31))
+        drop = Dropout(dropout, step, salt) if dropout else None
+        made[name] = LoraLinear(linear, rank, scale=scale, dropout=drop)
         owner, _, attribute = name.rpartition(".")
         weight_name = linear.weight.name
         setattr(cells[owner], attribute, made[name])
         # Putting a cell into another one renames its parameters: the weight had its name already.
         made[name].weight.name = weight_name
+        step.name = STEP
         bound = linear.num_in**-0.5
         for matrix, end in ((made[name].lora_a, DOWN), (made[name].lora_b, UP)):
             matrix.name = f"{name}.{end}"
@@ -140,6 +145,14 @@ def add_lora(
 def lora_parameters(network: nn.Cell) -> list[Parameter]:
     """The adapters' parameters, in the network's order."""
     return [p for p in network.get_parameters() if p.name.endswith((f".{DOWN}", f".{UP}"))]
+
+
+def dropout_step(network: nn.Cell) -> Parameter | None:
+    """The step that dropouts depend on; to be set before each step of training, and to OFF after.
+
+    None if the network has no dropouts.
+    """
+    return next((p for p in network.get_parameters() if p.name == STEP), None)
 
 
 def lora_arrays(network: nn.Cell) -> dict[str, np.ndarray]:

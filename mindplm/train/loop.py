@@ -6,9 +6,9 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import numpy as np
 from tqdm import tqdm
@@ -21,6 +21,7 @@ from mindplm.data.loader import RowStream
 from mindplm.evaluate import Score
 from mindplm.runtime import log
 from mindplm.train import health
+from mindplm.train.best import FOLDER
 from mindplm.train.metrics import Metrics, cut_after, plot_losses
 from mindplm.train.probe import Inspector, Profiler
 from mindplm.train.ranks import Gather, Watch
@@ -33,20 +34,37 @@ from mindplm.train.window import Window
 
 @dataclass(frozen=True)
 class Result:
-    """What a run leaves behind."""
+    """What a run leaves behind.
+
+    Attributes:
+        step: Finished steps.
+        checkpoint: The last one.
+        valid: The last validation.
+        curve: Picture of the losses.
+        interrupted: Whether it was told to stop before its end.
+        best: The best checkpoint, of a run that keeps it.
+        figures: All figures of the last validation.
+    """
 
     step: int
     checkpoint: Path
     valid: Score | None
     curve: Path | None
     interrupted: bool
+    best: Path | None = None
+    figures: dict[str, float] = field(default_factory=dict)
 
 
-def pretrain(config: RunConfig) -> Result:
+Measure = Callable[[Trainer], Callable[[], Mapping[str, float]]]
+"""Made once a run: what gives further figures at each validation."""
+
+
+def pretrain(config: RunConfig, measure: Measure | None = None) -> Result:
     """Trains a model from prepared rows, or goes on with a run that was interrupted.
 
     Args:
         config: The run's settings; data.folder holds what `preprocess` wrote.
+        measure: Gives further figures at each validation.
 
     Raises:
         UserError: Settings, data or checkpoints that cannot be used; a loss that is no number.
@@ -64,10 +82,11 @@ def pretrain(config: RunConfig) -> Result:
             trainer = Trainer(config, found, gather)
             resumed = trainer.resume()
             _announce(trainer, resumed)
+            steps = trainer.config.train.steps
             with Metrics(
-                trainer.run.root, config.train.steps, found.rank == 0, resumed_step=trainer.done
+                trainer.run.root, steps, found.rank == 0, resumed_step=trainer.done
             ) as metrics:
-                result = _Run(trainer, metrics).train()
+                result = _Run(trainer, metrics, measure).train()
         gather(0)  # none leaves before rank 0 has saved: the launcher may end the others then
     except BaseException as error:
         watch.close(str(error) or type(error).__name__)
@@ -129,11 +148,13 @@ def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 class _Run:
     """Steps from trainer.done to train.steps, with everything around them."""
 
-    def __init__(self, trainer: Trainer, metrics: Metrics):
-        self.trainer, self.metrics = trainer, metrics
+    def __init__(self, trainer: Trainer, metrics: Metrics, measure: Measure | None = None):
+        self.trainer, self.metrics, self.best = trainer, metrics, trainer.best
         self.config, self.train_config = trainer.config, trainer.config.train
         self.valid = Validation(trainer) if self.config.data.valid else None
+        self.measure = measure(trainer) if measure is not None else None
         self.score: Score | None = None
+        self.figures: dict[str, float] = {}
         root, rank0 = trainer.run.root, trainer.found.rank == 0
         if rank0:
             cut_after(root / health.FILE, trainer.done)
@@ -142,7 +163,7 @@ class _Run:
         self.profiler = Profiler(self.train_config.profiled, root / "profile", trainer.found.rank)
         self.window = Window(trainer.task_names)
         self.unread: deque[tuple[Any, dict[str, Any]]] = deque()
-        self.stopping = False
+        self.stopping = self.best.exhausted
         peak = 1e12 * self.config.runtime.peak_tflops
         self.peak = (peak or runtime.measured_flops(self.config.runtime.dtype)) * (
             trainer.found.world
@@ -166,12 +187,24 @@ class _Run:
                 if trainer.found.world == 1:
                     self.stopping = self.stopping or bool(stops)
                 self._after(trainer.done, writer)
+            ended = trainer.done == train.steps or self.best.exhausted
+            if self.best.on and ended and not self.best.step:
+                trainer.save_best(writer)  # nothing was measured: the last is the best
         saved = trainer.run.path_of(trainer.done)
         curve = trainer.run.root / "loss.png"
         if trainer.found.rank == 0:
             name = f"{self.config.family} in {trainer.run.root.name}"
             plot_losses(self.metrics.path, curve, name)
-        return Result(trainer.done, saved, self.score, curve, trainer.done < train.steps)
+        best = trainer.run.root / FOLDER
+        return Result(
+            trainer.done,
+            saved,
+            self.score,
+            curve,
+            interrupted=not ended,
+            best=best if self.best.on and best.is_dir() else None,
+            figures=self.figures,
+        )
 
     def _step(self, stream: RowStream, stop: bool) -> None:
         """One step on the next batch, and the reports that are due."""
@@ -210,14 +243,29 @@ class _Run:
         if log_due:
             self._log(done)
         pause_s = time.perf_counter()
-        if self.valid and valid_due:
-            self.score = self.valid()
-            self.metrics.log(done, self.score.logged())
+        if valid_due and (self.valid or self.measure):
+            self._validate(done, writer)
         if inspect_due:
             self.inspector(done)
-        if save_due:
+        if save_due or self.best.exhausted:
             self.trainer.save(writer)
         self.window.begin_s += time.perf_counter() - pause_s
+
+    def _validate(self, done: int, writer: Writer) -> None:
+        """Measures the model as it is now, and keeps it if it is the best so far."""
+        self.figures = {}
+        self.trainer.start.set_step()
+        if self.valid:
+            self.score = self.valid()
+            self.figures.update(self.score.logged())
+        if self.measure:
+            self.figures.update(self.measure())
+        self.metrics.log(done, self.figures)
+        if self.best.see(done, self.figures):
+            self.trainer.save_best(writer)
+        elif self.best.exhausted:
+            log.info("no validation since was better than %s: the run ends", self.best)
+            self.stopping = True
 
     def _log(self, done: int) -> None:
         trainer = self.trainer

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import numpy as np
-from mindspore import nn
 
+from mindplm import adapters, runtime
 from mindplm import checkpoint as folders
 from mindplm import config as settings
-from mindplm import runtime
 from mindplm.checkpoint import Checkpoint, RunFolder, TrainState
 from mindplm.config import RunConfig
 from mindplm.data import prepare
 from mindplm.data.loader import RowStream, eval_batches
-from mindplm.errors import CheckpointError
 from mindplm.evaluate import Evaluator, Score
 from mindplm.families import family, vocab_path
-from mindplm.nn.init import initialise
-from mindplm.nn.values import from_arrays, load_model, to_arrays
-from mindplm.runtime import log
+from mindplm.nn.values import from_arrays, to_arrays
+from mindplm.train.begin import Start, check_same
+from mindplm.train.best import FOLDER, Best
 from mindplm.train.health import Health
 from mindplm.train.optim import Adam
 from mindplm.train.ranks import Gather
@@ -44,7 +42,7 @@ class Trainer:
     """
 
     def __init__(self, config: RunConfig, found: runtime.Runtime, gather: Gather):
-        self.config, self.found, self.gather = config, found, gather
+        self.found, self.gather = found, gather
         parts = family(config.family)
         vocab = vocab_path(config.tokenizer, config.family)
         self.tokenizer = parts.part("tokenizer").from_file(vocab)
@@ -56,12 +54,11 @@ class Trainer:
             )
         self.kind = parts.part("rows")
         self.rows = prepare.rows(config, self.tokenizer, "train", self.kind)
+        self.config = config = settings.with_steps(config, len(self.rows))
         self.model = parts.part("cell")(config.model, runtime.compute_dtype(config.runtime.dtype))
         self.loss = parts.part("loss")(self.model)
         self.shared = set(parts.part("shared_columns"))
-        initialise(self.model, config.runtime.seed)
-        if config.train.start:
-            load_common(self.model, config.train.start)
+        self.start = Start(self.model, config, self.tokenizer)
         if config.parallel.recompute:
             for block in self.model.blocks:
                 block.recompute()
@@ -82,6 +79,7 @@ class Trainer:
         events = self.run.root if found.rank == 0 else None
         self.health = Health(config.train, events, str(self.rows.path))
         self.flops = parts.part("step_flops") if parts.step_flops_ref else None
+        self.best = Best(config.finetune)
         self.done = self.updates = 0
 
     # --- one step ---------------------------------------------------------------------------------
@@ -101,6 +99,7 @@ class Trainer:
             self.health.loss_limit,
             stop,
         )
+        self.start.set_step(self.done * self.found.world + self.found.rank)
         if self.task_names:
             columns = {**columns, "tasks": target_tasks(columns, info["tasks"])}
         return runtime.settle(self.step(columns, self.shared, numbers))
@@ -141,12 +140,13 @@ class Trainer:
                 checkpoint = folders.read(named, verify=False)
         if checkpoint is None:
             return None
-        self._check_same(checkpoint)
+        if checkpoint.adapter is None:
+            check_same(checkpoint, self.config, self.tokenizer, str(checkpoint.folder))
         state = checkpoint.train()
         if state is None:
             raise settings.ConfigError(f"{checkpoint.folder} holds no state of training")
         weights = checkpoint.weights()
-        load_model(self.model, weights, str(checkpoint.folder))
+        self.start.load(checkpoint, weights)
         if self.optimizer.half:
             masters = {f"master.{w.name}": weights[w.name] for w in self.optimizer.weights}
             from_arrays(self.optimizer.masters, masters, str(checkpoint.folder))
@@ -156,30 +156,16 @@ class Trainer:
         from_arrays(self.state(), arrays, f"{checkpoint.folder}/train")
         self.done, self.updates = state.step, state.meta.get("updates", state.step)
         self.health.load(state.meta.get("health", {}))
+        self.best.load(state.meta.get("best", {}))
         return checkpoint
-
-    def _check_same(self, checkpoint: Checkpoint) -> None:
-        """Refuses a checkpoint of another model or vocabulary."""
-        was, now = (settings.to_dict(c) for c in (checkpoint.model(), self.config.model))
-        changes = [
-            f"model.{key} was {was[key]}, is {now[key]}" for key in now if was[key] != now[key]
-        ]
-        for name, data in self.tokenizer.files().items():
-            if (checkpoint.folder / name).read_bytes() != data:
-                changes.append(f"{name} is another vocabulary")
-        if changes:
-            raise settings.ConfigError(
-                f"{checkpoint.folder} does not fit: {'; '.join(changes)}; choose another "
-                "train.output, or train with the settings of the checkpoint"
-            )
 
     def state(self) -> list[Any]:
         """What a checkpoint keeps beside the weights: moments, loss scale, number of updates."""
         return [*self.optimizer.moment1, *self.optimizer.moment2, *self.step.state()]
 
     def weights(self) -> dict[str, np.ndarray]:
-        """All weights as a checkpoint keeps them: fp32 where there are masters."""
-        arrays = to_arrays(self.model.get_parameters())
+        """What a checkpoint keeps of the weights: fp32 where there are masters."""
+        arrays = to_arrays(self.start.parameters)
         if self.optimizer.half:
             masters = to_arrays(self.optimizer.masters)
             arrays.update({n.partition(".")[2]: array for n, array in masters.items()})
@@ -187,32 +173,67 @@ class Trainer:
 
     def save(self, writer: Writer) -> None:
         """Writes the checkpoint of the steps done, or begins to; rank 0 does it for all."""
-        if self.found.rank:
-            return
-        weights, state = self.weights(), to_arrays(self.state())
-        if writer.background:
-            writer.wait()  # no more than one copy in memory
-            weights = {name: array.copy() for name, array in weights.items()}
-            state = {name: array.copy() for name, array in state.items()}
-        config = settings.to_dict(self.config)
+        state = to_arrays(self.state())
         meta = {
             "seed": self.config.runtime.seed,
             "updates": self.updates,
             "health": self.health.state(),
+            "best": self.best.state(),
         }
         train = TrainState(self.done, state, meta)
-        files, keep = self.tokenizer.files(), self.config.train.keep_last
+        keep = self.config.train.keep_last
+
+        def kept(folder: Path) -> Path:
+            self.run.keep(keep)
+            return folder
+
+        self._write(writer, self.run.path_of(self.done), train, kept)
+
+    def save_best(self, writer: Writer) -> None:
+        """Writes what a user takes away: the weights as they are now, without state of training."""
+        self._write(writer, self.run.root / FOLDER, None, lambda folder: folder)
+
+    def _write(
+        self,
+        writer: Writer,
+        folder: Path,
+        train: TrainState | None,
+        after: Callable[[Path], Path],
+    ) -> None:
+        if self.found.rank:
+            return
+        weights = self.weights()
+        if writer.background:
+            writer.wait()  # no more than one copy in memory
+            weights = {name: array.copy() for name, array in weights.items()}
+            if train is not None:
+                train.arrays = {name: array.copy() for name, array in train.arrays.items()}
+        config = settings.to_dict(self.config)
+        family, lora, start = self.config.family, self.config.lora, self.start
+        files = self.tokenizer.files()
 
         def write() -> Path:
-            return self.run.save(
-                train,
-                family=self.config.family,
-                model_config=config["model"],
-                weights=weights,
-                tokenizer_files=files,
-                run=config,
-                keep_last=keep,
-            )
+            if lora is not None:
+                adapters.write(
+                    folder,
+                    family=family,
+                    lora=lora,
+                    arrays=weights,
+                    base=start.described_base,
+                    run=config,
+                    train=train,
+                )
+            else:
+                folders.write(
+                    folder,
+                    family=family,
+                    model_config=config["model"],
+                    weights=weights,
+                    tokenizer_files=files,
+                    run=config,
+                    train=train,
+                )
+            return after(folder)
 
         writer.submit(write)
 
@@ -245,26 +266,6 @@ class Validation:
         batches = eval_batches(self.rows, batch_size=self.size, rank=rank, world=world)
         total = -(-len(self.rows) // self.size)
         return self.evaluator(batches, total=total, progress=rank == 0, gather=self.gather)
-
-
-def load_common(model: nn.Cell, folder: str) -> None:
-    """Takes the weights of a checkpoint that a model has too, and says what stays new.
-
-    Raises:
-        CheckpointError: They have nothing in common, or a shape differs.
-    """
-    saved = folders.read(folder)
-    arrays = saved.weights()
-    known = [weight for weight in model.get_parameters() if weight.name in arrays]
-    if not known:
-        raise CheckpointError(f"{saved.folder} has no tensor in common with the model of this run")
-    from_arrays(known, {weight.name: arrays[weight.name] for weight in known}, str(saved.folder))
-    new = sorted({w.name for w in model.get_parameters()} - set(arrays))
-    log.info("start       %d tensors of %s", len(known), saved.folder)
-    if new:
-        log.info("new         %d tensors, such as %s", len(new), new[0])
-    if len(known) < len(arrays):
-        log.info("left out    %d tensors of the checkpoint", len(arrays) - len(known))
 
 
 def target_tasks(columns: dict[str, np.ndarray], tasks: list[list[int]]) -> np.ndarray:

@@ -166,7 +166,7 @@ def test_later_overrides_win_and_lists_can_grow(read: Any) -> None:
         ("# nothing\n", "is empty"),
         ("- 1\n", "expected keys and values"),
         ("train: {steps: 1}\n", "missing family; accepted: toy"),
-        ("family: toy\ndata: {train: [{path: a}], folder: b}\n", "missing train.steps, train.out"),
+        ("family: toy\ndata: {train: [{path: a}], folder: b}\n", "missing train.output"),
         ("family: toy\ntrain: {steps: 1, output: x}\n", "missing data.folder"),
         ("family: toy\n[1]: 2\n", "a key must be a word"),
         ("family: toy\noptim: {lr: }\n", "optim.lr: expected a finite number, got nothing"),

@@ -17,6 +17,7 @@ from mindplm.nn.lora import (
     LoraLinear,
     add_lora,
     chosen,
+    dropout_step,
     linears,
     load_lora,
     lora_arrays,
@@ -153,14 +154,21 @@ def test_only_adapters_get_gradients_and_training_moves_them() -> None:
     assert np.isfinite(float(value.asnumpy()))
 
 
-def test_dropout_is_for_training_only() -> None:
+def test_dropout_is_for_steps_of_training_only() -> None:
     net = network()
     cell = add_lora(net, ["head"], rank=2, alpha=4, dropout=0.5)["head"]
     randomise(net)
-    net.set_train(False)
+    step = dropout_step(net)
     calm = cell(X).asnumpy()
-    assert np.array_equal(cell(X).asnumpy(), calm)
-    net.set_train(True)
+    without = network()
+    add_lora(without, ["head"], rank=2, alpha=4)
+    assert dropout_step(without) is None
+    ops.assign(step, Tensor([3], ms.int32))
+    first = cell(X).asnumpy()
+    ops.assign(step, Tensor([4], ms.int32))
+    assert not np.array_equal(cell(X).asnumpy(), first)
+    ops.assign(step, Tensor([3], ms.int32))
+    assert np.array_equal(cell(X).asnumpy(), first)
     many = Tensor(np.repeat(X.asnumpy(), 300, axis=0))
     shaken = cell(many).asnumpy().reshape(2, 300, *calm.shape[1:])
     assert not np.array_equal(shaken[0, 0], shaken[0, 1])

@@ -1,6 +1,6 @@
 """Trains CPM-Bee with MindFormers from a MindFormers YAML, on Ascend, GPU or CPU.
 
-    python tools/run_mindformers.py -c configs/cpm_bee/mindformers_tiny.yaml [key=value ...]
+    python tools/run_mindformers.py -c configs/cpm_bee/mindformers/tiny.yaml [key=value ...]
 
 Needs `pip install "mindplm[mindformers]"`.
 """

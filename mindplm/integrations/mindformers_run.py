@@ -17,7 +17,7 @@ from mindplm.integrations.mindformers_config import Plan, check_known, missing, 
 
 
 def train(path: str | Path, overrides: Sequence[str] = ()) -> Path:
-    """Trains as a MindFormers YAML says; see configs/cpm_bee/mindformers_tiny.yaml.
+    """Trains as a MindFormers YAML says; see configs/cpm_bee/mindformers/tiny.yaml.
 
     Everything that MindFormers writes, its logs included, goes below output_dir if it is imported
     here for the first time in the process.

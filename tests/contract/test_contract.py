@@ -96,14 +96,14 @@ def test_padding_changes_nothing(name, sizes):
     assert more_count == count
     assert more_total == pytest.approx(total, rel=1e-6)
     for weight, grad in grads.items():
-        bound = 1e-6 * np.abs(grad).max() + 1e-9 * weight.endswith(WITHOUT_EFFECT)
+        bound = 1e-6 * np.abs(grad).max() + 1e-8 * weight.endswith(WITHOUT_EFFECT)
         np.testing.assert_allclose(more_grads[weight], grad, rtol=0, atol=bound, err_msg=weight)
 
 
 @EVERY
 @pytest.mark.parametrize("num_micro", [2, 4])
 def test_cutting_a_batch_changes_nothing(name, num_micro):
-    """Weights differ by at most 2e-5 of their norm: where a gradient is nothing but rounding,
+    """Weights differ by at most 5e-5 of their norm: where a gradient is nothing but rounding,
     Adam makes a step of it, so single values may differ by more."""
     made = tiny(name)
     columns = made.columns()
@@ -112,7 +112,7 @@ def test_cutting_a_batch_changes_nothing(name, num_micro):
         np.testing.assert_allclose(cut(columns), whole(columns), rtol=1e-6)
     ours = cut.weights()
     for weight, array in whole.weights().items():
-        bound = 2e-5 * np.linalg.norm(array)
+        bound = 5e-5 * np.linalg.norm(array)
         close = np.linalg.norm(ours[weight] - array) <= bound
         assert close or weight.endswith(WITHOUT_EFFECT), weight
 

@@ -72,7 +72,7 @@ def runs(tmp_path_factory: Any) -> Runs:
     config = tiny_run.write_run(folder, steps=STEPS)
     assert cli.main(["preprocess", "-c", str(config)]) == 0
     ours = yaml.safe_load(config.read_text(encoding="utf-8"))
-    theirs = yaml.safe_load((ROOT / "configs/cpm_bee/mindformers_tiny.yaml").read_text())
+    theirs = yaml.safe_load((ROOT / "configs/cpm_bee/mindformers/tiny.yaml").read_text())
     theirs["output_dir"] = "theirs"
     theirs["runner_config"] = {"epochs": 2, "batch_size": 4, "sink_mode": False}
     theirs["model"]["model_config"] = {"type": "MindplmCpmBeeConfig", **ours["model"]}

@@ -16,7 +16,7 @@ from mindplm import cli, families
 from mindplm.errors import ConfigError, DataError
 from mindplm.integrations.mindformers_config import check_known, read_plan
 
-CONFIG = ROOT / "configs" / "cpm_bee" / "mindformers_tiny.yaml"
+CONFIG = ROOT / "configs" / "cpm_bee" / "mindformers" / "tiny.yaml"
 
 
 @pytest.fixture(scope="module")

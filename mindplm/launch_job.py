@@ -129,12 +129,13 @@ class Job:
         while self._msrun.poll() is None and self._failed is None:
             self._find()
             if len(stops) > handed:
-                handed = len(stops)
-                second = handed > 1 and stops[-1] == signal.SIGINT
+                handed += 1
+                second = handed > 1 and stops[handed - 1] == signal.SIGINT
                 if second or not self._workers:
                     break
-                deadline = time.monotonic() + _STOP_S
-                self.send(signal.SIGTERM)
+                if handed == 1:  # a second one would end a rank at once
+                    deadline = time.monotonic() + _STOP_S
+                    self.send(signal.SIGTERM)
             if time.monotonic() > deadline:
                 break
             time.sleep(0.2)

@@ -141,6 +141,30 @@ def worker(run: Path, rank: int) -> int:
     raise AssertionError(f"there is no rank {rank}")
 
 
+def reached(process: subprocess.Popen[str], output: Path, step: int) -> None:
+    end = time.monotonic() + START_S
+    while tiny_run.last_step(output) < step:
+        assert process.poll() is None and time.monotonic() < end, tiny_run.finish(process)[1]
+        time.sleep(0.01)
+
+
+def test_a_request_to_stop_is_agreed_on_and_saves(
+    config: Path, double: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "stopped"
+    shutil.copytree(RunFolder(double).path_of(STEPS), RunFolder(output).path_of(STEPS))
+    process = launch(config, output, "train.steps=100000", "train.eval_every=0")
+    reached(process, output, STEPS + 3)
+    process.send_signal(signal.SIGTERM)
+    status, out = tiny_run.finish(process, timeout=60)
+    assert status == 130, out
+    for rank in (0, 1):
+        log = (output / "logs" / f"worker_{rank}.log").read_text()
+        assert "warning: SIGTERM: the run stops after this step and saves" in log
+    state = tiny_run.newest(output).train()
+    assert state is not None and state.step == tiny_run.last_step(output)
+
+
 def test_a_killed_process_ends_the_others_and_the_same_command_goes_on(
     config: Path, single: Path, tmp_path: Path
 ) -> None:
@@ -150,10 +174,7 @@ def test_a_killed_process_ends_the_others_and_the_same_command_goes_on(
     shutil.copytree(start, RunFolder(output).path_of(STEPS))
     command = (f"train.steps={LONG}", "train.save_every=5", "train.eval_every=20")
     process = launch(config, output, *command)
-    end = time.monotonic() + START_S
-    while tiny_run.last_step(output) < KILL_AFTER:
-        assert process.poll() is None and time.monotonic() < end, tiny_run.finish(process)[1]
-        time.sleep(0.01)
+    reached(process, output, KILL_AFTER)
     os.kill(worker(output, 1), signal.SIGKILL)
     killed_s = time.monotonic()
     status, out = tiny_run.finish(process, timeout=60)
@@ -162,8 +183,7 @@ def test_a_killed_process_ends_the_others_and_the_same_command_goes_on(
     assert "mindplm: rank 1 on " in out and "was killed by SIGKILL; all are ended" in out
     log = (output / "logs" / "worker_0.log").read_text()
     assert "error: rank 1 is gone without a word" in log
-    reached = tiny_run.last_step(output)
-    assert KILL_AFTER <= reached < LONG
+    assert KILL_AFTER <= tiny_run.last_step(output) < LONG
     out = two(config, output, *command)
     assert "resume      step " in out
     rest = {step: loss for step, loss in losses(single).items() if step > STEPS}

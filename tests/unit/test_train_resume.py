@@ -86,7 +86,7 @@ def test_a_stopped_run_saves_and_goes_on_bitwise(
     status, out = stopped(whole, output, 2, number)
     assert status == 130, out
     # MindSpore turns SIGINT into SIGTERM while a graph runs.
-    assert re.search("warning: (SIGINT|SIGTERM): the run stops after this step and saves", out)
+    assert re.search("warning: (SIGINT|SIGTERM): the run stops after this step and saves;", out)
     assert out.endswith("mindplm: interrupted\n")
     state = newest(output).train()
     assert state is not None and 2 <= state.step == last_step(output) < STEPS
@@ -190,7 +190,7 @@ def test_ten_kills_at_random_moments_change_nothing(tmp_path: Path) -> None:
                 process, lambda: any(".tmp" in n for n in half_written(output))
             )
             time.sleep(rng.uniform(0, 0.03))
-        os.kill(process.pid, signal.SIGKILL)
+        process.kill()
         status, out = finish(process)
         assert begun and status == -signal.SIGKILL, out
         hits += bool(half_written(output))

@@ -187,7 +187,7 @@ def test_ten_kills_at_random_moments_change_nothing(tmp_path: Path) -> None:
             time.sleep(rng.uniform(0, 0.3))
         else:
             begun = begun and wait_for(
-                process, lambda: any(".tmp" in n for n in half_written(output))
+                process, lambda: any("tmp-" in n for n in half_written(output))
             )
             time.sleep(rng.uniform(0, 0.03))
         process.kill()

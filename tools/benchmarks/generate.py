@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import statistics
+import sys
 import threading
 import time
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 from synthetic_checkpoint import vocabulary
 
-from benchmarks.machine import Result, spread, timed
+from benchmarks.machine import Result, spread, table, timed
 from mindplm import families, runtime
 from mindplm.config import GenerateConfig, RuntimeConfig
 from mindplm.data.prompts import prepare
@@ -56,9 +57,10 @@ def run(args: argparse.Namespace) -> list[Result]:
                 # A step reads all weights once at least.
                 steps = found["decode tokens/s"] / batch
                 found |= {"of bound": steps * num_bytes / bandwidth}
-                results.append(
-                    found | {"weights GB": num_bytes / 1e9, "read GB/s": bandwidth / 1e9}
-                )
+                found |= {"weights GB": num_bytes / 1e9, "read GB/s": bandwidth / 1e9}
+                results.append(found)
+                if not args.json:  # the largest shapes take minutes
+                    print(table([found]), file=sys.stderr, flush=True)
     return results
 
 

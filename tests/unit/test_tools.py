@@ -70,7 +70,7 @@ def test_poems_of_no_checkpoint_is_an_error(tmp_path) -> None:
     [
         ("tokenizer", "--corpus", "poems_valid"),
         ("preprocess", "--corpus", "poems_valid"),
-        ("train", "--preset", "tiny", "--vocab-size", "500", "--rows", "2", "--seq-len", "32"),
+        ("train", "--preset", "tiny", "--vocab-size", "500", "--seq-len", "32", "--targets", "all"),
         ("generate", "--preset", "tiny", "--vocab-size", "300", "--batch", "2", "--beams", "2")
         + ("--prompt", "32", "--new", "3"),
     ],

@@ -12,12 +12,10 @@ from conftest import ROOT
 from mindplm import cli, families
 
 CONFIGS = sorted((ROOT / "configs").glob("*/*.yaml"))
-# The others are MindFormers'; tests/unit/test_mindformers.py reads them.
-OURS = [path for path in CONFIGS if not path.name.startswith("mindformers_")]
 BOUND = re.compile(r"([\w-]+)\s*([^#;\s]*)")
 
 
-@pytest.mark.parametrize("path", OURS, ids=lambda path: f"{path.parent.name}-{path.stem}")
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_show(path: Path, capsys) -> None:
     assert cli.main(["show", "-c", str(path)]) == 0
     shown = capsys.readouterr().out

@@ -34,12 +34,14 @@ class Heads(nn.Cell):
     Args:
         head_dim: Width of a head.
         out_scale: Constant on the output.
+        query_scale: Factor on the queries; None: one by the root of head_dim.
     """
 
-    def __init__(self, head_dim: int, out_scale: float):
+    def __init__(self, head_dim: int, out_scale: float, query_scale: float | None = None):
         super().__init__()
         self.attend = Attend()
-        self.head_dim, self.query_scale, self.out_scale = head_dim, head_dim**-0.5, out_scale
+        self.head_dim, self.out_scale = head_dim, out_scale
+        self.query_scale = head_dim**-0.5 if query_scale is None else query_scale
 
     def split(self, x_bti, batch: int, num: int):
         """[B, T, H * K] or [B * T, H * K] to [B, H, T, K]."""
@@ -72,11 +74,22 @@ class Attention(nn.Cell):
         std: Standard deviation of the initial weights.
         out_std: The same for the output projection.
         bias: Whether the four projections have biases.
+        query_scale: Factor on the queries; None: one by the root of head_dim.
         dtype: Type of weights and activations.
     """
 
     def __init__(
-        self, hidden_size, num_heads, head_dim, *, out_scale=1.0, std, out_std, bias=False, dtype
+        self,
+        hidden_size,
+        num_heads,
+        head_dim,
+        *,
+        out_scale=1.0,
+        std,
+        out_std,
+        bias=False,
+        query_scale=None,
+        dtype,
     ):
         super().__init__()
         inner = num_heads * head_dim
@@ -84,7 +97,7 @@ class Attention(nn.Cell):
         self.k = Linear(hidden_size, inner, bias=bias, std=std, dtype=dtype)
         self.v = Linear(hidden_size, inner, bias=bias, std=std, dtype=dtype)
         self.o = Linear(inner, hidden_size, bias=bias, std=out_std, dtype=dtype)
-        self.heads = Heads(head_dim, out_scale)
+        self.heads = Heads(head_dim, out_scale, query_scale)
 
     def query(self, x_btd):
         """Scaled queries [B, H, T, K]."""

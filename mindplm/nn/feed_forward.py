@@ -9,14 +9,14 @@ from mindplm.nn.layers import Linear
 
 
 class Gate(nn.Cell):
-    """gelu(gate) * up * scale."""
+    """activation(gate) * up * scale; the activation takes the scale."""
 
-    def __init__(self, scale: float):
+    def __init__(self, scale: float, activation=gelu):
         super().__init__()
-        self.scale = scale
+        self.scale, self.activation = scale, activation
 
     def construct(self, gate, up):
-        return gelu(gate, self.scale) * up
+        return self.activation(gate, self.scale) * up
 
 
 class GatedFeedForward(nn.Cell):
@@ -25,12 +25,14 @@ class GatedFeedForward(nn.Cell):
     Source: Shazeer, "GLU Variants Improve Transformer", GEGLU.
     """
 
-    def __init__(self, hidden_size, ffn_size, *, out_scale=1.0, std, out_std, dtype):
+    def __init__(
+        self, hidden_size, ffn_size, *, out_scale=1.0, std, out_std, activation=gelu, dtype
+    ):
         super().__init__()
         self.gate = Linear(hidden_size, ffn_size, std=std, dtype=dtype)
         self.up = Linear(hidden_size, ffn_size, std=std, dtype=dtype)
         self.down = Linear(ffn_size, hidden_size, std=out_std, dtype=dtype)
-        self.act = Gate(out_scale)
+        self.act = Gate(out_scale, activation)
 
     def construct(self, x_btd):
         return self.down(self.act(self.gate(x_btd), self.up(x_btd)))

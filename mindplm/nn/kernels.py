@@ -37,12 +37,13 @@ def gelu(x, scale: float = 1.0):
     return x * ((ops.erf(x * SQRT_HALF) + 1.0) * (0.5 * scale))
 
 
-def gelu_tanh(x):
-    """GELU by its approximation, 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))).
+def gelu_tanh(x, scale: float = 1.0):
+    """Approximate GELU, 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))), times a constant.
 
     Source: Hendrycks and Gimpel, "Gaussian Error Linear Units", section 2.
     """
-    return x * (ops.tanh((x + x * x * x * 0.044715) * ROOT_TWO_OVER_PI) + 1.0) * 0.5
+    inner = (x + x * x * x * 0.044715) * ROOT_TWO_OVER_PI
+    return x * ((ops.tanh(inner) + 1.0) * (0.5 * scale))
 
 
 class Softmax(nn.Cell):

@@ -1,0 +1,274 @@
+"""The T5 network, its training cell, and its two passes of writing.
+
+Suffixes of tensor names: b rows, t positions of this call, s key positions, d hidden, h heads,
+n flattened, v classes.
+"""
+
+from __future__ import annotations
+
+import mindspore as ms
+from mindspore import Tensor, nn, ops
+
+from mindplm.errors import ConfigError
+from mindplm.models.t5.config import T5Config
+from mindplm.nn.attention import Attention
+from mindplm.nn.block import Block
+from mindplm.nn.cache import place_token, take_rows
+from mindplm.nn.feed_forward import FeedForward, GatedFeedForward
+from mindplm.nn.kernels import gelu_tanh, mask_bias
+from mindplm.nn.layers import Embedding, Linear, RMSNorm, parameter
+from mindplm.nn.loss import IGNORE, TokenNll, masked_sums
+from mindplm.nn.position import distance_buckets
+
+
+class RelativeBias(nn.Cell):
+    """Bias of attention by the bucket of the distance from query to key, one number a head."""
+
+    def __init__(self, config: T5Config, *, bidirectional: bool, dtype):
+        super().__init__()
+        shape = (config.num_buckets, config.num_heads)
+        self.weight = parameter(shape, dtype, config.hidden_size**-0.5)
+        table = distance_buckets(
+            config.num_buckets, config.max_distance, bidirectional=bidirectional
+        )
+        self.buckets, self.furthest = Tensor(table), config.max_distance
+
+    def construct(self, query_t, key_s):
+        """fp32 [1, H, T, S] for int32 positions of queries and keys."""
+        apart_ts = key_s.expand_dims(0) - query_t.expand_dims(1)
+        apart_ts = ops.clamp(apart_ts, -self.furthest, self.furthest) + self.furthest
+        bias_tsh = ops.gather(self.weight, ops.gather(self.buckets, apart_ts, 0), 0)
+        return bias_tsh.transpose((2, 0, 1)).expand_dims(0).astype(ms.float32)
+
+
+def attention(config: T5Config, dtype) -> Attention:
+    """Attention without the usual factor on the queries."""
+    hidden, inner = config.hidden_size, config.num_heads * config.head_dim
+    made = Attention(
+        hidden,
+        config.num_heads,
+        config.head_dim,
+        std=hidden**-0.5,
+        out_std=inner**-0.5,
+        query_scale=1.0,
+        dtype=dtype,
+    )
+    made.q.weight.init_std = (hidden * config.head_dim) ** -0.5
+    return made
+
+
+def block(config: T5Config, dtype) -> Block:
+    """Self-attention and feed-forward, each behind a norm."""
+    hidden, ffn = config.hidden_size, config.ffn_size
+    std, out_std = hidden**-0.5, ffn**-0.5
+    if config.gated:
+        inner: nn.Cell = GatedFeedForward(
+            hidden, ffn, std=std, out_std=out_std, activation=gelu_tanh, dtype=dtype
+        )
+    else:
+        inner = FeedForward(hidden, ffn, std=std, out_std=out_std, activation=ops.relu, dtype=dtype)
+    norms = [RMSNorm(hidden, config.eps, dtype=dtype) for _ in range(2)]
+    return Block(norms[0], attention(config, dtype), norms[1], inner)
+
+
+class DecoderBlock(Block):
+    """`Block` with attention to the encoder's states between its halves."""
+
+    def __init__(self, config: T5Config, dtype):
+        plain = block(config, dtype)
+        super().__init__(plain.attn_norm, plain.attn, plain.ffn_norm, plain.ffn)
+        self.cross_norm = RMSNorm(config.hidden_size, config.eps, dtype=dtype)
+        self.cross = attention(config, dtype)
+
+    def memory(self, memory_bsd):
+        """Keys and values of the encoder's states, [B, H, S, K] each."""
+        cross = self.cross
+        return cross.split(cross.k(memory_bsd)), cross.split(cross.v(memory_bsd))
+
+    def across(self, x_btd, k_bhsk, v_bhsk, bias_b1ts):
+        """The half that looks at the encoder."""
+        cross = self.cross
+        q_bhtk = cross.query(self.cross_norm(x_btd))
+        row = ops.ones((1, 1, 1), x_btd.dtype)
+        return x_btd + cross.output(cross.attend(q_bhtk, k_bhsk, v_bhsk, bias_b1ts), row)
+
+
+class Stack(nn.Cell):
+    """Blocks that share a position bias, and a norm behind them."""
+
+    def __init__(self, blocks: list[Block], config: T5Config, *, bidirectional: bool, dtype):
+        super().__init__()
+        self.position_bias = RelativeBias(config, bidirectional=bidirectional, dtype=dtype)
+        self.blocks = nn.CellList(blocks)
+        self.final_norm = RMSNorm(config.hidden_size, config.eps, dtype=dtype)
+
+
+class T5(nn.Cell):
+    """Encoder and decoder.
+
+    Source: Raffel et al. 2020, "Exploring the Limits of Transfer Learning with a Unified
+    Text-to-Text Transformer", section 2.1; v1.1 as in its published code.
+    """
+
+    def __init__(self, config: T5Config, dtype=ms.float32):
+        super().__init__()
+        if config.dropout:
+            raise ConfigError(f"model.dropout={config.dropout}: only 0 is implemented for t5")
+        self.dtype, self.tied = dtype, config.tied
+        hidden = config.hidden_size
+        self.embed = Embedding(config.vocab_size, hidden, std=1.0, dtype=dtype)
+        blocks = [block(config, dtype) for _ in range(config.num_layers)]
+        self.encoder = Stack(blocks, config, bidirectional=True, dtype=dtype)
+        later: list[Block] = [DecoderBlock(config, dtype) for _ in range(config.num_decoder_layers)]
+        self.decoder = Stack(later, config, bidirectional=False, dtype=dtype)
+        self.scale = hidden**-0.5 if config.tied else 1.0
+        if not config.tied:
+            self.head = Linear(hidden, config.vocab_size, std=1.0, dtype=dtype)
+        self.matmul = ops.MatMul(transpose_b=True)
+
+    def table(self):
+        """Rows of the output classes."""
+        return self.embed.weight if self.tied else self.head.weight
+
+    def encoder_states(self, ids_bs, real_bs):
+        """The output of the embedding and of each block, the last one after the norm."""
+        order_s = ops.arange(ids_bs.shape[1]).astype(ms.int32)
+        bias = self.encoder.position_bias(order_s, order_s) + memory_bias(real_bs)
+        row = ops.ones((1, 1, 1), self.dtype)
+        x_bsd = self.embed(ids_bs)
+        states: tuple[Tensor, ...] = (x_bsd,)
+        for block in self.encoder.blocks:
+            x_bsd = block(x_bsd, bias, row)
+            states = states + (x_bsd,)
+        return states[:-1] + (self.encoder.final_norm(x_bsd),)
+
+    def decoder_states(self, ids_bt, memory_bsd, real_bs):
+        """The same for the decoder, which sees the encoder's last states."""
+        order_t = ops.arange(ids_bt.shape[1]).astype(ms.int32)
+        earlier_tt = order_t.expand_dims(0) <= order_t.expand_dims(1)
+        bias = self.decoder.position_bias(order_t, order_t) + mask_bias(earlier_tt.expand_dims(0))
+        across, row = memory_bias(real_bs), ops.ones((1, 1, 1), self.dtype)
+        x_btd = self.embed(ids_bt)
+        states: tuple[Tensor, ...] = (x_btd,)
+        for block in self.decoder.blocks:
+            keys, values = block.memory(memory_bsd)
+            x_btd = block.feed(block.across(block.attend(x_btd, bias, row), keys, values, across))
+            states = states + (x_btd,)
+        return states[:-1] + (self.decoder.final_norm(x_btd),)
+
+    def construct(self, ids_bs, real_bs, decoder_ids_bt):
+        """Hidden states of the decoder [B, T, D].
+
+        Args:
+            ids_bs: int32 tokens that are read.
+            real_bs: int32, 0 for padding.
+            decoder_ids_bt: int32, the written tokens behind the start token 0.
+        """
+        memory_bsd = self.encoder_states(ids_bs, real_bs)[-1]
+        return self.decoder_states(decoder_ids_bt, memory_bsd, real_bs)[-1]
+
+    def project(self, hidden_nd):
+        """Scores of all classes, fp32 [N, V]."""
+        return self.matmul(hidden_nd * self.scale, self.table()).astype(ms.float32)
+
+
+def memory_bias(real_bs):
+    """fp32 bias [B, 1, 1, S] that hides padding."""
+    return mask_bias((real_bs != 0).expand_dims(1))
+
+
+class T5Loss(nn.Cell):
+    """Sum and count of the token losses of rows; the training cell.
+
+    construct takes ids, real int32 [B, S]; decoder_ids, targets int32 [B, T].
+    """
+
+    def __init__(self, model: T5):
+        super().__init__(auto_prefix=False)
+        self.model, self.nll = model, TokenNll(model.scale)
+
+    def token_losses(self, *columns):
+        """Losses [B * T] in nats; those of unlabelled places mean nothing."""
+        hidden = self.model(*columns[:3])
+        labels = columns[3].reshape((-1,))
+        return self.nll(hidden.reshape((-1, hidden.shape[2])), self.model.table(), labels)
+
+    def tokens(self, *columns):
+        """Losses [B * T] in nats, and 1 or 0 for places with and without a target, both fp32."""
+        real = columns[3].reshape((-1,)) != IGNORE
+        return self.token_losses(*columns), real.astype(ms.float32)
+
+    def construct(self, *columns):
+        return masked_sums(self.token_losses(*columns), columns[3].reshape((-1,)))
+
+
+class T5Prefill(nn.Cell):
+    """Reads texts and the start token; scores of the first token, and what the steps need.
+
+    construct takes ids, real int32 [B, S], padded on the right. The caches are k and v of the
+    decoder's self-attentions, one position long, then those of its attentions to the encoder.
+    """
+
+    def __init__(self, model: T5):
+        super().__init__(auto_prefix=False)
+        self.model = model
+        self.num_fixed = 2 * len(model.decoder.blocks)
+
+    def construct(self, ids_bs, real_bs):
+        model = self.model
+        memory_bsd = model.encoder_states(ids_bs, real_bs)[-1]
+        across, zero_1 = memory_bias(real_bs), ops.zeros((1,), ms.int32)
+        bias = model.decoder.position_bias(zero_1, zero_1)
+        row = ops.ones((1, 1, 1), model.dtype)
+        x_b1d = model.embed(ops.zeros((ids_bs.shape[0], 1), ms.int32))
+        own: tuple[Tensor, ...] = ()
+        fixed: tuple[Tensor, ...] = ()
+        for block in model.decoder.blocks:
+            attn, h = block.attn, block.seen(x_b1d)
+            k, v = attn.split(attn.k(h)), attn.split(attn.v(h))
+            x_b1d = block.joined(x_b1d, attn.output(attn.attend(attn.query(h), k, v, bias), row))
+            keys, values = block.memory(memory_bsd)
+            x_b1d = block.feed(block.across(x_b1d, keys, values, across))
+            own, fixed = own + (k, v), fixed + (keys, values)
+        logits = model.project(model.decoder.final_norm(x_b1d[:, 0]))
+        return (logits, *own, *fixed)
+
+
+class T5Step(nn.Cell):
+    """One token of every row in, its scores and the grown caches out.
+
+    construct takes ids int32 [B]; slot [1], its place behind the start token; real [B, S] of the
+    encoder; parents [B]; then the caches.
+    """
+
+    def __init__(self, model: T5):
+        super().__init__(auto_prefix=False)
+        self.model = model
+
+    def construct(self, ids_b, slot_1, real_bs, parents_b, *old):
+        model = self.model
+        num = 2 * len(model.decoder.blocks)
+        order_s = ops.arange(old[0].shape[2]).astype(ms.int32)
+        seen = (order_s <= slot_1).reshape((1, 1, -1))
+        bias = model.decoder.position_bias(slot_1, order_s) + mask_bias(seen)
+        across, row = memory_bias(real_bs), ops.ones((1, 1, 1), model.dtype)
+        x_b1d = model.embed(ids_b).expand_dims(1)
+        own: tuple[Tensor, ...] = ()
+        number = 0
+        for block in model.decoder.blocks:
+            attn, h = block.attn, block.seen(x_b1d)
+            k = place_token(take_rows(old[number], parents_b), attn.split(attn.k(h)), slot_1)
+            v = place_token(take_rows(old[number + 1], parents_b), attn.split(attn.v(h)), slot_1)
+            x_b1d = block.joined(x_b1d, attn.output(attn.attend(attn.query(h), k, v, bias), row))
+            # Rows are reordered among those of one prompt only, so these stay where they are.
+            keys, values = old[num + number], old[num + number + 1]
+            x_b1d = block.feed(block.across(x_b1d, keys, values, across))
+            own = own + (k, v)
+            number += 2
+        logits = model.project(model.decoder.final_norm(x_b1d[:, 0]))
+        return (logits, *own, *old[num:])
+
+
+def writing_cells(model: T5) -> tuple[T5Prefill, T5Step]:
+    """The two passes of writing over one network."""
+    return T5Prefill(model), T5Step(model)

@@ -152,6 +152,22 @@ class RunConfig:
         return self.train.batch_size * self.data.seq_len
 
 
+def require_data_parallel(config: RunConfig) -> None:
+    """Refuses a layout that the trainer does not run yet: anything but data parallel.
+
+    Raises:
+        ConfigError: Names the settings.
+    """
+    parallel = config.parallel
+    for name in ("model", "pipeline", "optimizer_shard", "sequence"):
+        value = getattr(parallel, name)
+        if value not in (1, False):
+            raise ConfigError(
+                f"parallel.{name}={str(value).lower()}: training runs data parallel layouts only; "
+                "others can be counted and compiled, not run"
+            )
+
+
 def read_config(
     path: str | Path, overrides: Sequence[str], model_types: Mapping[str, ModelType]
 ) -> RunConfig:

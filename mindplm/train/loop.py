@@ -69,6 +69,7 @@ def pretrain(config: RunConfig, measure: Measure | None = None) -> Result:
     Raises:
         UserError: Settings, data or checkpoints that cannot be used; a loss that is no number.
     """
+    settings.require_data_parallel(config)
     found = runtime.setup(config.runtime)
     if found.world != config.parallel.data:
         raise settings.ConfigError(

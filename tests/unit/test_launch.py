@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import tiny_run
+from conftest import ROOT
 
 from mindplm import cli, launch, launch_job
 from mindplm.errors import ConfigError
@@ -102,6 +103,20 @@ def test_a_port_in_use_is_found_before() -> None:
     launch.check_port("127.0.0.1", port)
     with pytest.raises(ConfigError, match="or an address of this machine"):
         launch.check_port("192.0.2.1", port)
+
+
+@pytest.mark.parametrize("size", ["5b", "10b"])
+def test_layouts_that_are_only_compiled_are_refused(size: str) -> None:
+    path = ROOT / "configs" / "cpm_bee" / f"pretrain_{size}.yaml"
+    with pytest.raises(ConfigError, match="parallel.model=[48]: training runs data parallel"):
+        launch.load(str(path), [], Place(8, 4))
+
+
+@pytest.mark.parametrize("size", ["1b", "2b"])
+def test_shipped_settings_fit_their_machines(size: str) -> None:
+    path = ROOT / "configs" / "cpm_bee" / f"pretrain_{size}.yaml"
+    config, _ = launch.load(str(path), [], Place(8, 4))
+    assert (config.parallel.data, config.accumulation) == (32, 4)
 
 
 # --- processes, with a stand-in for msrun ---------------------------------------------------------

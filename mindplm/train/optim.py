@@ -118,14 +118,19 @@ class Adam(nn.Cell):
 
 
 def zeros(weight: Parameter, prefix: str) -> Parameter:
-    """An fp32 parameter of a weight's shape."""
+    """An fp32 parameter of a weight's shape, cut over devices as the weight is."""
     values = Tensor(shape=weight.shape, dtype=ms.float32, init=Zero())
-    return Parameter(values, name=prefix + weight.name, requires_grad=False)
+    made = Parameter(values, name=prefix + weight.name, requires_grad=False)
+    made.param_info = weight.param_info.clone()
+    made.name, made.requires_grad = prefix + weight.name, False
+    return made
 
 
 def _master(weight: Parameter) -> Parameter:
     """The fp32 copy of a half weight that small updates add up in; an fp32 weight is its own."""
     if weight.dtype == ms.float32:
         return weight
+    if weight.has_init:  # a weight that is filled later, such as a part of a cut one
+        return zeros(weight, "master.")
     values = weight.astype(ms.float32).asnumpy()
     return Parameter(Tensor(values), name=f"master.{weight.name}", requires_grad=False)

@@ -107,6 +107,8 @@ def lay_plan(net: nn.Cell, plan: ShardPlan, parallel: ParallelConfig, dtype: Any
             # because what it shares with `construct` is expanded only once.
             single = ops.Morph(found.construct, _Shapes(part), _Types(part, dtype))
             single.add_prim_attr("self_define_shard", True)
+            for effect in ("side_effect_backprop", "side_effect_mem", "side_effect_io"):
+                single.del_prim_attr(effect)  # the cells only compute; nothing need be in order
             single.shard(
                 in_strategy=tuple(cut(axes) for axes in part.inputs),
                 out_strategy=tuple(cut(axes) for axes in part.outputs),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mindspore as ms
 import numpy as np
@@ -126,36 +126,59 @@ class _Facts(nn.Cell):
         return total * factor, ops.concat((ops.stop_gradient(total).reshape((1,)), sums))
 
 
-class _Move(nn.Cell):
-    """Adds gradients up over the devices, clips them and moves the weights if all is finite."""
+class Move(nn.Cell):
+    """Adds gradients up over the devices, clips them and moves the weights if all is finite.
 
-    def __init__(self, optimizer: Adam, scaler: LossScale, *, clip_norm: float, world: int):
+    Args:
+        optimizer: The optimizer.
+        scaler: The loss scale.
+        clip_norm: Largest global norm of the gradient; 0 turns clipping off.
+        world: Devices.
+        norm: Norm of gradients of which each device holds a part, already added up by the compiler,
+            like the loss; None: every device has gradients of its own for all weights.
+    """
+
+    def __init__(
+        self,
+        optimizer: Adam,
+        scaler: LossScale,
+        *,
+        clip_norm: float,
+        world: int,
+        norm: nn.Cell | None = None,
+    ):
         super().__init__(auto_prefix=False)
         self.optimizer, self.scaler, self.clip_norm = optimizer, scaler, clip_norm
         self.updates = scalar(0, "updates")
-        self.world = world
+        self.world, self.cut = world, norm is not None
+        self.norm: Any = norm
         if world > 1:
             self.reduce = ops.AllReduce()
 
     def construct(self, grads, facts, numbers):
         """Returns the vector of `Report`."""
-        over = overflowed(grads).reshape((1,)) if self.scaler.dynamic else numbers[2:3] * 0.0
-        facts = ops.concat((facts, numbers[2:3], over))
-        if self.world > 1:
-            facts = self.reduce(facts)
+        over = overflowed(grads).expand_dims(0) if self.scaler.dynamic else numbers[2:3] * 0.0
+        stops = numbers[2:3]
+        if self.world > 1 and self.cut:
+            stops, over = self.reduce(stops), self.reduce(over)
+        elif self.world > 1:
+            told = self.reduce(ops.concat((facts, stops, over)))
+            facts, stops, over = told[:-2], told[-2:-1], told[-1:]
             summed: tuple[Tensor, ...] = ()
             for grad in grads:
                 summed = summed + (self.reduce(grad),)
             grads = summed
         scale, updates = self.scaler.scale * 1.0, self.updates * 1.0
         loss = facts[0] * numbers[0]
-        norm = global_norm(grads)
+        norm = self.norm(grads) if self.cut else global_norm(grads)
         ok = ops.logical_and(ops.isfinite(norm), loss <= numbers[1])
-        ok = ops.logical_and(ok, facts[-1] == 0)
-        rates_n3 = numbers[_HEAD:].reshape((-1, 3))
+        ok = ops.logical_and(ok, ops.squeeze(over) == 0)
         row = updates - numbers[3]
-        ok = ops.logical_and(ok, ops.logical_and(row >= 0, row < rates_n3.shape[0]))
-        rates = ops.gather(rates_n3, ops.clamp(row.astype(ms.int32), min=0), 0)
+        rows = (numbers.shape[0] - _HEAD) // 3
+        ok = ops.logical_and(ok, ops.logical_and(row >= 0, row < rows))
+        # No reshape: where weights are cut, the compiler would bend its shape to theirs.
+        place = ops.clamp(row.astype(ms.int32), min=0, max=rows - 1) * 3 + _HEAD
+        rates = ops.gather(numbers, place + ops.arange(3).astype(ms.int32), 0)
         told = norm / scale
         if ok:
             grads = clipped(grads, norm, self.clip_norm, scale)
@@ -164,8 +187,8 @@ class _Move(nn.Cell):
         moved = ok.astype(ms.float32)
         updates = updates + moved
         told = ops.depend(told, (ops.assign(self.updates, updates), self.scaler(ok)))
-        head = ops.stack((loss, told, moved, scale, updates, facts[-2]))
-        return ops.concat((head, facts[1:-2]))
+        head = ops.stack((loss, told, moved, scale, updates, ops.squeeze(stops)))
+        return head if facts.shape[0] == 1 else ops.concat((head, facts[1:]))
 
 
 class TrainStep:
@@ -202,7 +225,7 @@ class TrainStep:
         self.optimizer = optimizer
         self.scaler = scaler or LossScale(optimizer.numbers, dynamic=False)
         weights = optimizer.weights
-        move = _Move(optimizer, self.scaler, clip_norm=clip_norm, world=world)
+        move = Move(optimizer, self.scaler, clip_norm=clip_norm, world=world)
         self._updates = move.updates
         self.sums = ms.ParameterTuple(zeros(w, "grad_sum.") for w in weights if num_micro > 1)
         self._none = np.zeros(1 + 2 * num_tasks, np.float32)

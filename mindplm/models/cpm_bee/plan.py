@@ -2,7 +2,7 @@
 
 Letters: b rows, t positions, u positions of the residual stream, r relation values of a row,
 m targets of a row, d hidden, h heads, k head width, f inner width, v vocabulary, e extension
-classes, c rows of the bias table.
+classes, c rows of the bias table, n numbers of a step.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ _PARTS = (
         "(bm)d, ed, 1, (bm), (bm)d, (bm)1, (bm)1 -> (bm)",
         (_FLOAT,),
     ),
-    Part("weigh", "(bm), (bm), 1 -> (bm)"),
+    Part("weigh", "(bm), (bm), n -> (bm)"),
     Part("total", "(bm) -> "),
 )
 

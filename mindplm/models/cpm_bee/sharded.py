@@ -19,16 +19,16 @@ class Pick(nn.Cell):
 
 
 class Weigh(nn.Cell):
-    """Losses times a factor, zero where there is no label."""
+    """Losses times the first of some numbers, zero where there is no label."""
 
-    def construct(self, nll_n, labels_n, factor_1):
-        return ops.where(labels_n != IGNORE, nll_n * factor_1, ops.zeros_like(nll_n))
+    def construct(self, nll_n, labels_n, numbers):
+        return ops.where(labels_n != IGNORE, nll_n * numbers[:1], ops.zeros_like(nll_n))
 
 
 class ShardedCpmBeeLoss(nn.Cell):
     """Sum of the token losses times a factor, as one scalar.
 
-    The factor comes in as a column, because what multiplies a scalar would be cut like a batch.
+    The factor multiplies every loss: a scalar, the sum, must be what the network ends with.
 
     Args:
         config: Sizes.
@@ -63,11 +63,11 @@ class ShardedCpmBeeLoss(nn.Cell):
         for stage in range(last + 1):
             self.model.position_bias.weight.add_pipeline_stage(stage)
 
-    def construct(self, factor_1, *columns):
+    def construct(self, numbers, *columns):
         """fp32 scalar.
 
         Args:
-            factor_1: fp32, factor on every loss.
+            numbers: fp32 vector, its first value a factor on every loss.
             columns: Those of `mindplm.data.packing.COLUMNS` in their order.
         """
         hidden_nd = self.model.encode(columns[:10])
@@ -76,4 +76,4 @@ class ShardedCpmBeeLoss(nn.Cell):
         table = self.model.embed.weight
         extra = self.ext_rows(table, ext_ids, ext_sub)
         nll = self.nll(wanted, table, extra, num_ext, labels)
-        return self.total(self.weigh(nll, labels, factor_1))
+        return self.total(self.weigh(nll, labels, numbers))

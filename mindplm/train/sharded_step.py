@@ -1,0 +1,182 @@
+"""One training step of a network that is cut over devices by its family's shard plan.
+
+The whole step is one graph: forward and backward passes of all micro-batches, communication,
+clipping and the update. MindSpore's semi-automatic parallel mode compiles it; only Ascend has that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, Tensor, nn, ops
+from mindspore.graph.lazy_inline import lazy_inline
+from mindspore.nn.utils import no_init_parameters
+from mindspore.parallel.auto_parallel import AutoParallel
+
+from mindplm import runtime
+from mindplm.config import ParallelConfig, RunConfig
+from mindplm.families import family
+from mindplm.shards import operand, stages_of, vocab_rows
+from mindplm.train.optim import Adam, Rates
+from mindplm.train.scaler import LossScale
+from mindplm.train.sharding import lay_plan
+from mindplm.train.step import Move, Numbers
+
+
+class _Once(nn.Cell):
+    """A network that is compiled once and called for every micro-batch, as pipelines need it."""
+
+    @lazy_inline
+    def __init__(self, network: nn.Cell):
+        super().__init__(auto_prefix=False)
+        self.network = network
+
+    def construct(self, numbers, ids, subs, context, samples, segments, spans, counts, offsets, length, rel, pos, targets, ext_ids, ext_sub, num_ext):
+        return self.network(numbers, ids, subs, context, samples, segments, spans, counts, offsets, length, rel, pos, targets, ext_ids, ext_sub, num_ext)
+
+
+class _ShardedNorm(nn.Cell):
+    """Norm of gradients of which each device holds a part.
+
+    The compiler adds the marked sums up over the devices that hold different parts.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.expand = ops.ExpandDims().add_prim_attr("grad_scale", True)
+
+    def construct(self, grads):
+        sums: tuple[Tensor, ...] = ()
+        for grad in grads:
+            square = ops.square(grad.astype(ms.float32))
+            sums = sums + (self.expand(ops.ReduceSum()(square), 0),)
+        return ops.squeeze(ops.sqrt(ops.addn(sums)))
+
+
+class ShardedStep(nn.Cell):
+    """Loss, gradients and update of one global batch.
+
+    Args:
+        loss: The family's sharded training cell, the plan laid over it.
+        optimizer: The optimizer over its weights.
+        scaler: The loss scale.
+        clip_norm: Largest global norm of the gradient; 0 turns clipping off.
+        num_micro: Micro-batches of a step.
+        num_rates: Rates in the numbers of a step.
+        parallel: The layout.
+    """
+
+    def __init__(
+        self,
+        loss: nn.Cell,
+        optimizer: Adam,
+        scaler: LossScale,
+        *,
+        clip_norm: float,
+        num_micro: int,
+        num_rates: int,
+        parallel: ParallelConfig,
+    ):
+        super().__init__(auto_prefix=False)
+        body: nn.Cell = loss
+        if parallel.pipeline > 1:
+            body = nn.PipelineCell(_Once(loss), num_micro)
+        elif num_micro > 1:
+            body = nn.GradAccumulationCell(loss, num_micro)
+        body.set_grad()
+        self.body, self.weights = body, optimizer.weights
+        self.gradient = ops.GradOperation(get_by_list=True, sens_param=True)
+        self.scaler, self.several = scaler, num_micro > 1
+        self.of_sums = self.several and not parallel.optimizer_shard
+        if self.several:
+            self.sums = self.weights.clone(prefix="accu_grads", init="zeros")
+        self.move = Move(
+            optimizer,
+            scaler,
+            clip_norm=clip_norm,
+            world=parallel.devices,
+            norm=_ShardedNorm(),
+        )
+        length = len(Numbers(1.0, [Rates(0.0, 0.0, 0.0)] * num_rates).tensor())
+        values = Tensor(np.zeros(length, np.float32))
+        self.numbers = Parameter(values, name="numbers", requires_grad=False)
+
+    def construct(self, factor, *columns):
+        """The vector of `Report`; the loss in it is that of the last stage.
+
+        Micro-batches are cut along the first axis of every input: what these share is repeated.
+        The forward pass takes all inputs and nothing else does, as the compiler demands; so the
+        other numbers of the step are in a parameter.
+
+        Args:
+            factor: One divided by the targets of the global batch, once a micro-batch.
+            columns: Those of the batch.
+        """
+        loss = self.body(factor, *columns)
+        numbers = self.numbers * 1.0
+        sens = ops.ones_like(loss) * self.scaler.scale
+        grads = self.gradient(self.body, self.weights)(factor, *columns, sens)
+        facts = ops.expand_dims(loss / numbers[0], 0)
+        if not self.several:
+            return self.move(grads, facts, numbers)
+        sums = ops.depend(self.sums, grads)
+        report = self.move(sums if self.of_sums else grads, facts, numbers)
+        for total in sums:
+            report = ops.depend(report, ops.assign(total, ops.zeros_like(total)))
+        return report
+
+
+def sharded_step(config: RunConfig) -> AutoParallel:
+    """The step of a run, ready to be compiled or called; its weights are not filled yet.
+
+    Raises:
+        ConfigError: The layout does not fit the plan.
+    """
+    parts, parallel = family(config.family), config.parallel
+    plan, model = parts.part("plan"), config.model
+    stages = stages_of(plan.block_costs(model), parallel.pipeline)
+    rows = vocab_rows(model.vocab_size, parallel)
+    dtype = getattr(ms, config.runtime.dtype)
+    with no_init_parameters():  # no device holds more than its part
+        loss = parts.part("sharded")(model, dtype, rows, stages)
+        lay_plan(loss, plan, parallel, dtype)
+        if parallel.recompute:
+            for block in loss.model.blocks:
+                block.recompute()
+        step = ShardedStep(
+            loss,
+            Adam(list(loss.trainable_params()), config.optim),
+            LossScale(config.optim, dynamic=config.runtime.dtype == "float16"),
+            clip_norm=config.optim.clip_norm,
+            num_micro=config.accumulation,
+            num_rates=runtime.steps_ahead() + 1,
+            parallel=parallel,
+        )
+    step.set_train()
+    network = AutoParallel(step, "semi_auto")
+    specs = ("n", *plan.columns.values())
+    network.dataset_strategy(tuple(plan.strategy(operand(axes), parallel) for axes in specs))
+    if parallel.pipeline > 1:
+        network.pipeline(stages=parallel.pipeline)
+    if parallel.optimizer_shard:
+        network.hsdp(shard_size=-1, threshold=64, optimizer_level="level1")
+    return network
+
+
+def inputs(
+    columns: Mapping[str, np.ndarray], shared: set[str], targets: float, num_micro: int
+) -> list[Tensor]:
+    """What the compiled step takes, from this device's rows.
+
+    Args:
+        columns: Arrays of this device's rows, in the training cell's order.
+        shared: Names of those that belong to every micro-batch.
+        targets: Predicted positions of the whole global batch.
+        num_micro: Micro-batches of a step.
+    """
+    found = [Tensor(np.full(num_micro, 1.0 / max(targets, 1.0), np.float32))]
+    for name, array in columns.items():
+        found.append(Tensor(np.concatenate([array] * num_micro) if name in shared else array))
+    return found

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 
 import mindspore as ms
 import numpy as np
-from mindspore import Parameter, Tensor, nn, ops
+from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+from mindspore.communication import get_rank
 from mindspore.graph.lazy_inline import lazy_inline
 from mindspore.nn.utils import no_init_parameters
 from mindspore.parallel.auto_parallel import AutoParallel
@@ -33,8 +34,8 @@ class _Once(nn.Cell):
         super().__init__(auto_prefix=False)
         self.network = network
 
-    def construct(self, numbers, ids, subs, context, samples, segments, spans, counts, offsets, length, rel, pos, targets, ext_ids, ext_sub, num_ext):
-        return self.network(numbers, ids, subs, context, samples, segments, spans, counts, offsets, length, rel, pos, targets, ext_ids, ext_sub, num_ext)
+    def construct(self, *columns):
+        return self.network(*columns)
 
 
 class _ShardedNorm(nn.Cell):
@@ -60,7 +61,7 @@ class ShardedStep(nn.Cell):
 
     Args:
         loss: The family's sharded training cell, the plan laid over it.
-        optimizer: The optimizer over its weights.
+        optimizer: The optimizer over its weights, without those that belong to another stage.
         scaler: The loss scale.
         clip_norm: Largest global norm of the gradient; 0 turns clipping off.
         num_micro: Micro-batches of a step.
@@ -86,7 +87,9 @@ class ShardedStep(nn.Cell):
         elif num_micro > 1:
             body = nn.GradAccumulationCell(loss, num_micro)
         body.set_grad()
-        self.body, self.weights = body, optimizer.weights
+        self.body, self.weights = body, ParameterTuple(loss.trainable_params())
+        own = {weight.name for weight in optimizer.weights}
+        self.own = tuple(i for i, weight in enumerate(self.weights) if weight.name in own)
         self.gradient = ops.GradOperation(get_by_list=True, sens_param=True)
         self.scaler, self.several = scaler, num_micro > 1
         self.of_sums = self.several and not parallel.optimizer_shard
@@ -122,8 +125,12 @@ class ShardedStep(nn.Cell):
         if not self.several:
             return self.move(grads, facts, numbers)
         sums = ops.depend(self.sums, grads)
-        report = self.move(sums if self.of_sums else grads, facts, numbers)
-        for total in sums:
+        own: tuple[Tensor, ...] = ()
+        for i in self.own:
+            own = own + (sums[i] if self.of_sums else grads[i],)
+        report = self.move(own, facts, numbers)
+        for i in range(len(sums)):
+            total = ops.depend(sums[i], grads[i])  # a stage has no sums of other stages' weights
             report = ops.depend(report, ops.assign(total, ops.zeros_like(total)))
         return report
 
@@ -147,7 +154,7 @@ def sharded_step(config: RunConfig) -> AutoParallel:
                 block.recompute()
         step = ShardedStep(
             loss,
-            Adam(list(loss.trainable_params()), config.optim),
+            Adam(_own_weights(loss, parallel), config.optim),
             LossScale(config.optim, dynamic=config.runtime.dtype == "float16"),
             clip_norm=config.optim.clip_norm,
             num_micro=config.accumulation,
@@ -161,8 +168,21 @@ def sharded_step(config: RunConfig) -> AutoParallel:
     if parallel.pipeline > 1:
         network.pipeline(stages=parallel.pipeline)
     if parallel.optimizer_shard:
-        network.hsdp(shard_size=-1, threshold=64, optimizer_level="level1")
+        # In KB. Small weights stay whole, but what stages share must be spread to compile.
+        threshold = 64 if parallel.pipeline == 1 else 1
+        network.hsdp(shard_size=-1, threshold=threshold, optimizer_level="level1")
     return network
+
+
+def _own_weights(loss: nn.Cell, parallel: ParallelConfig) -> list[Parameter]:
+    """The weights that this process moves: not those that it receives from the first stage.
+
+    The compiler removes what belongs to other stages alone.
+    """
+    if parallel.pipeline == 1 or get_rank() * parallel.pipeline < parallel.devices:
+        return list(loss.trainable_params())
+    shared = {id(weight) for weight in loss.shared_weights()}
+    return [weight for weight in loss.trainable_params() if id(weight) not in shared]
 
 
 def inputs(

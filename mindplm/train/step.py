@@ -148,7 +148,9 @@ class Move(nn.Cell):
         norm: nn.Cell | None = None,
     ):
         super().__init__(auto_prefix=False)
-        self.optimizer, self.scaler, self.clip_norm = optimizer, scaler, clip_norm
+        # Parts of gradients must come out of the clipping as new values, see below.
+        self.clip_norm = clip_norm if clip_norm or norm is None else 1e30
+        self.optimizer, self.scaler = optimizer, scaler
         self.updates = scalar(0, "updates")
         self.world, self.cut = world, norm is not None
         self.norm: Any = norm
@@ -180,8 +182,9 @@ class Move(nn.Cell):
         place = ops.clamp(row.astype(ms.int32), min=0, max=rows - 1) * 3 + _HEAD
         rates = ops.gather(numbers, place + ops.arange(3).astype(ms.int32), 0)
         told = norm / scale
+        # Before the branch: inside it, a pipeline stage would miscount the gradients it has not.
+        grads = clipped(grads, norm, self.clip_norm, scale)
         if ok:
-            grads = clipped(grads, norm, self.clip_norm, scale)
             done = self.optimizer(grads, rates, 1.0 / scale)
             told = ops.depend(told, done)
         moved = ok.astype(ms.float32)

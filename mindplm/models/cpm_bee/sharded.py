@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mindspore import nn, ops
+from mindspore import Parameter, nn, ops
 
 from mindplm.models.cpm_bee.cell import CpmBee, SubRows
 from mindplm.models.cpm_bee.config import CpmBeeConfig
@@ -47,6 +47,10 @@ class ShardedCpmBeeLoss(nn.Cell):
         self.total = ops.ReduceSum()
         self.set_stages(stages)
 
+    def shared_weights(self) -> list[Parameter]:
+        """Weights of the first pipeline stage that later ones use too."""
+        return [self.model.embed.weight, self.model.position_bias.weight]
+
     def set_stages(self, stages: tuple[int, ...]) -> None:
         """Marks the pipeline stage of every part."""
         last = max(stages)
@@ -59,9 +63,6 @@ class ShardedCpmBeeLoss(nn.Cell):
         self.model.embed.pipeline_stage = 0
         for cell in (self.model.final_norm, self.pick, self.ext_rows, self.nll, self.weigh):
             cell.pipeline_stage = last
-        self.model.embed.weight.add_pipeline_stage(last)
-        for stage in range(last + 1):
-            self.model.position_bias.weight.add_pipeline_stage(stage)
 
     def construct(self, numbers, *columns):
         """fp32 scalar.

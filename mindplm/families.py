@@ -105,6 +105,7 @@ _BEE = "mindplm.models.cpm_bee.config:"
 _BERT = "mindplm.models.bert.config:"
 _GPT1 = "mindplm.models.gpt1.config:"
 _CPM1 = "mindplm.models.cpm1.config:"
+_CPT = "mindplm.models.cpt.config:"
 
 FAMILIES: dict[str, Family] = {
     "cpm_bee": Family(
@@ -148,6 +149,24 @@ FAMILIES: dict[str, Family] = {
         shared_columns_ref=_BERT + "SHARED_COLUMNS",
         tokenizer_ref="mindplm.tokenizers.wordpiece:WordPieceTokenizer",
         rows_ref="mindplm.data.masked_rows:ROWS",
+        vocab="vocab_wordpiece.txt",
+    ),
+    "cpt": Family(
+        title="CPT: one encoder, a decoder that understands and a decoder that writes Chinese",
+        config_ref=_CPT + "CptConfig",
+        presets_ref=_CPT + "PRESETS",
+        num_parameters_ref=_CPT + "num_parameters",
+        shapes_ref=_CPT + "parameter_shapes",
+        rules_ref=_CPT + "rules",
+        from_original_ref=_CPT + "from_original",
+        to_original_ref=_CPT + "to_original",
+        flavours_ref=_CPT + "FLAVOURS",
+        flavour_of_ref=_CPT + "flavour_of",
+        cell_ref="mindplm.models.cpt.cell:Cpt",
+        loss_ref="mindplm.models.cpt.cell:CptLoss",
+        shared_columns_ref=_CPT + "SHARED_COLUMNS",
+        tokenizer_ref="mindplm.tokenizers.wordpiece:WordPieceTokenizer",
+        rows_ref="mindplm.data.cpt_rows:ROWS",
         vocab="vocab_wordpiece.txt",
     ),
     "cpm1": Family(

@@ -19,6 +19,8 @@ def initialise(cell: nn.Cell, seed: int) -> None:
     for weight in cell.get_parameters():
         if weight.init_std is None:
             values = np.ones(weight.shape, np.float32)
+        elif weight.init_std == 0:
+            values = np.zeros(weight.shape, np.float32)  # not -0.0, which a product may give
         else:
             values = stream(seed, weight.name).standard_normal(weight.shape, np.float32)
             values *= np.float32(weight.init_std)

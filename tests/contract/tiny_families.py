@@ -10,11 +10,13 @@ from typing import Callable
 from tiny_bee import cpm_bee
 from tiny_bert import bert
 from tiny_causal import cpm1, gpt1
+from tiny_cpt import cpt
 from tiny_family import Tiny
 
 MAKERS: dict[str, Callable[[], Tiny]] = {
     "cpm_bee": cpm_bee,
     "bert": bert,
+    "cpt": cpt,
     "cpm1": cpm1,
     "gpt1": gpt1,
 }

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import statistics
-import sys
 import threading
 import time
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 from synthetic_checkpoint import vocabulary
 
-from benchmarks.machine import Result, spread, table, timed
+from benchmarks.machine import Result, spread, timed
 from mindplm import families, runtime
 from mindplm.config import GenerateConfig, RuntimeConfig
 from mindplm.data.prompts import prepare

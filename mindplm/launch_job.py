@@ -172,6 +172,9 @@ class Job:
         pid, code = self._failed
         if code == INTERRUPTED:
             return INTERRUPTED
+        if stopped and code == -signal.SIGTERM:  # the request came before a rank could take it
+            say("interrupted")
+            return INTERRUPTED
         rank = self._workers.get(pid)
         how = f"was killed by {_signal_name(-code)}" if code < 0 else f"ended with status {code}"
         say(f"rank {'?' if rank is None else rank} on {socket.gethostname()} {how}; all are ended")

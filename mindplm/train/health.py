@@ -95,7 +95,11 @@ class Health:
             return
         self._event(step, "spike" if spike else "nan", report, info, mean)
         if self.config.on_spike == "stop" if spike else self.config.on_nan == "stop":
-            raise UserError(self._why(step, report, info, mean, spike))
+            setting = "on_spike" if spike else "on_nan"
+            raise UserError(
+                f"{self._why(step, report, info, mean, spike)}; lower optim.lr, or go on over such "
+                f"steps with train.{setting}=skip"
+            )
         log.warning("%s", self._why(step, report, info, mean, spike))
         if not report.moved:
             self._skipped(step)

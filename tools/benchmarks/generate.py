@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import statistics
+import sys
 import threading
 import time
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 from synthetic_checkpoint import vocabulary
 
-from benchmarks.machine import Result, spread, timed
+from benchmarks.machine import Result, spread, table, timed
 from mindplm import families, runtime
 from mindplm.config import GenerateConfig, RuntimeConfig
 from mindplm.data.prompts import prepare

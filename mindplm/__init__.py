@@ -34,6 +34,7 @@ _NAMES = {
     "convert": "mindplm.convert:convert",
     "convert_lora": "mindplm.convert:convert_lora",
     "train": "mindplm.train:pretrain",
+    "finetune": "mindplm.finetune:finetune",
     "load_config": "mindplm.families:load_config",
 }
 

@@ -94,7 +94,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from mindplm import cli_measure, cli_score, cli_write
+    from mindplm import cli_finetune, cli_measure, cli_score, cli_write
 
     common = _Parser(add_help=False)
     common.add_argument(
@@ -130,6 +130,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_vocab(verb(_vocab, "Build a vocabulary file from texts."))
     verb(_preprocess, "Turn texts and records into rows for training.", "required")
     verb(_pretrain, "Train a model from scratch, or go on with it.", "required")
+    verb(_finetune, "Train a checkpoint on, or adapters on it; keeps the best.", "required")
+    cli_finetune.add_merge(verb(_merge, "Put adapters into the weights of their base."))
+    sub = verb(_check, "Say what is in data files, and what cannot be used.", "optional")
+    cli_finetune.add_check(sub)
     sub = verb(_evaluate, "Measure a checkpoint on validation data or on tasks.", "optional")
     _add_model(sub)
     cli_measure.add_evaluate(sub)
@@ -233,6 +237,24 @@ def _pretrain(args: argparse.Namespace) -> None:
         print(f"validation: {result.valid}")
     if result.interrupted:
         raise KeyboardInterrupt
+
+
+def _finetune(args: argparse.Namespace) -> None:
+    from mindplm import cli_finetune
+
+    cli_finetune.finetune(args)
+
+
+def _merge(args: argparse.Namespace) -> None:
+    from mindplm import cli_finetune
+
+    cli_finetune.merge(args)
+
+
+def _check(args: argparse.Namespace) -> None:
+    from mindplm import cli_finetune
+
+    cli_finetune.check(args)
 
 
 def _evaluate(args: argparse.Namespace) -> None:

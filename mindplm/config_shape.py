@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from mindplm.strict import require
+from mindplm.strict import at_least, require
 
 _INPUTS = {
     "classification": {"input": "text"},
@@ -39,6 +39,9 @@ class ShapeConfig:
     inputs: dict[str, str] = field(default_factory=dict)
     """Key of the record -> column, of classification, pairs and choices; none: input -> text, of
     pairs sentence1 and sentence2."""
+    max_chars: int = 0
+    """Characters of an input that are kept, its beginning; 0: all, and a record that does not fit
+    into a row is counted as too long."""
     question: str = ""
     """What is asked; empty: nothing."""
     question_key: str = "question"
@@ -83,6 +86,7 @@ class ShapeConfig:
         here = f"shape of kind {self.kind}"
         fixed = self.kind in ("classification", "pairs")
         require(not fixed or len(self.labels) > 1, f"{here}: labels needs at least two labels")
+        at_least("shape", self, max_chars=0)
         words = list(self.labels.values())
         require(len(set(words)) == len(words), f"{here}: two labels have the same words")
         require(self.kind != "choices" or bool(self.options), f"{here}: options names no column")

@@ -13,11 +13,12 @@ import numpy as np
 from mindspore import Tensor, nn
 from tqdm import tqdm
 
-from mindplm import checkpoint, families, runtime
+from mindplm import families, runtime
 from mindplm.config import RunConfig
 from mindplm.data import prepare
 from mindplm.data.loader import eval_batches
-from mindplm.errors import CheckpointError, ConfigError, DataError
+from mindplm.errors import ConfigError, DataError
+from mindplm.merged import open_model
 from mindplm.nn.values import load_model
 
 
@@ -131,21 +132,16 @@ def run(folder: str | Path, config: RunConfig | None = None) -> Score:
     Raises:
         UserError: The checkpoint or the rows cannot be used.
     """
-    saved = checkpoint.read(folder)
-    config = config or saved.run_config()
+    opened = open_model(folder)
+    saved = opened.base
+    if config is None and opened.run is not None:
+        config = families.config_from_dict(opened.run, f"{folder}/run.yaml")
     if config is None:
         raise ConfigError(f"{saved.folder} has no run.yaml; give the settings of a run")
     runtime.setup(config.runtime)
-    parts = families.family(saved.family)
-    tokenizer = parts.part("tokenizer").from_file(saved.folder / saved.tokenizer_files[0])
-    sizes = saved.model()
-    if tokenizer.vocab_size != sizes.vocab_size:
-        raise CheckpointError(
-            f"{saved.folder}: {saved.tokenizer_files[0]} has {tokenizer.vocab_size} entries, "
-            f"model.vocab_size is {sizes.vocab_size}"
-        )
-    model = parts.part("cell")(sizes, runtime.compute_dtype(config.runtime.dtype))
-    load_model(model, saved.weights(), str(saved.folder))
+    parts, tokenizer = families.family(saved.family), opened.tokenizer()
+    model = parts.part("cell")(saved.model(), runtime.compute_dtype(config.runtime.dtype))
+    load_model(model, opened.weights(), str(saved.folder))
     rows = prepare.rows(config, tokenizer, "valid", parts.part("rows"))
     size = config.micro_batch_size
     batches = eval_batches(rows, batch_size=size)

@@ -157,8 +157,10 @@ def _choice(shape: ShapeConfig, row: Document) -> list[Document]:
             known = ", ".join(shape.labels)
             raise RowError("unknown label", f"label {label!r} is not known; accepted: {known}")
         right = list(shape.labels).index(label)
+    kept = shape.max_chars or None
     record: dict[str, Any] = {
-        escape(key): escape(_text(row, column, shape.joiner)) for key, column in shape.shown.items()
+        escape(key): escape(_text(row, column, shape.joiner)[:kept])
+        for key, column in shape.shown.items()
     }
     candidates: list[Any] = [f"<option_{i}>" for i in range(len(words))]
     if shape.show_options:

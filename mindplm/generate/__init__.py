@@ -27,7 +27,7 @@ def load(
     folder: str | Path,
     settings: RuntimeConfig | None = None,
     *,
-    adapter: str | Path | None = None,
+    adapter: str | Path | Mapping[str, str | Path] | None = None,
     int8: bool = False,
 ) -> tuple[Model, Any]:
     """Reads a checkpoint; see `mindplm.generate.model.load`."""

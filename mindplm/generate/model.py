@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mindplm import adapters, checkpoint, families, runtime, tensors
+from mindplm import families, runtime
 from mindplm.config import RuntimeConfig
-from mindplm.errors import CheckpointError
+from mindplm.errors import ConfigError
 from mindplm.generate.compiled import CompiledNetwork
 from mindplm.generate.layout import Layout
+from mindplm.generate.switch import Switch
+from mindplm.merged import open_adapter, open_model
 from mindplm.nn.int8 import load_int8
 from mindplm.nn.values import load_model
 
@@ -25,6 +29,7 @@ class Model:
         network: The compiled calls; its graphs live as long as this object.
         scorer: The compiled pass of `mindplm.score`.
         cell: What holds the weights.
+        switch: Adapters to choose from, if there are any.
     """
 
     family: str
@@ -32,6 +37,20 @@ class Model:
     network: CompiledNetwork
     scorer: Any = None
     cell: Any = None
+    switch: Switch | None = None
+
+    def use(self, name: str | None) -> None:
+        """Writes and scores with one of the adapters that were loaded; None: with none of them.
+
+        Raises:
+            ConfigError: There is no adapter of this name.
+        """
+        if self.switch is not None:
+            self.switch.use(name)
+        elif name is not None:
+            raise ConfigError(
+                f"there is no adapter {name!r}: the model was loaded without adapters"
+            )
 
     def layout(self, tokenizer: Any) -> Layout:
         """The family's prompts.
@@ -50,15 +69,17 @@ def load(
     folder: str | Path,
     settings: RuntimeConfig | None = None,
     *,
-    adapter: str | Path | None = None,
+    adapter: str | Path | Mapping[str, str | Path] | None = None,
     int8: bool = False,
 ) -> tuple[Model, Any]:
     """Reads a checkpoint, tensor by tensor.
 
     Args:
-        folder: A checkpoint folder, or a run folder, which stands for its newest checkpoint.
+        folder: A checkpoint folder; a run folder, which stands for its newest checkpoint; or
+            adapters that know their base.
         settings: Device, threads and type; None: the defaults.
-        adapter: An adapter folder; it is merged into the weights.
+        adapter: An adapter folder; it is merged into the weights. Or name -> folder of several, to
+            be chosen with `Model.use`; none is in use at first.
         int8: Keep the weights of projections as int8: less memory, but slower on CPU.
 
     Returns:
@@ -69,29 +90,24 @@ def load(
     """
     settings = settings or RuntimeConfig()
     runtime.setup(settings)
-    saved = checkpoint.read(folder)
-    family = families.family(saved.family)
-    if not saved.tokenizer_files:
-        raise CheckpointError(f"{saved.folder} holds no vocabulary")
-    tokenizer = family.part("tokenizer").from_file(saved.folder / saved.tokenizer_files[0])
-    config = saved.model()
-    if tokenizer.vocab_size != config.vocab_size:
-        raise CheckpointError(
-            f"{saved.folder}: {saved.tokenizer_files[0]} has {tokenizer.vocab_size} entries, "
-            f"model.vocab_size is {config.vocab_size}"
-        )
-    cell = family.part("cell")(config, runtime.compute_dtype(settings.dtype))
-    weights = saved.lazy_weights(widen=adapter is None)
-    if adapter is not None:
-        found = adapters.read(adapter)
-        if found.family != saved.family:
-            raise CheckpointError(f"{adapter} is of {found.family}, {folder} of {saved.family}")
-        weights = tensors.widened(adapters.merge(weights, found))
+    several = adapter if isinstance(adapter, Mapping) else {}
+    if several and int8:
+        raise ConfigError("int8 weights cannot be changed, so there can be no adapters beside them")
+    opened = open_model(folder, None if isinstance(adapter, Mapping) else adapter)
+    saved = opened.base
+    tokenizer, config = opened.tokenizer(), saved.model()
+    cell = families.family(saved.family).part("cell")(config, runtime.compute_dtype(settings.dtype))
     if int8:
-        load_int8(cell, weights, str(saved.folder))
+        load_int8(cell, opened.weights(), str(saved.folder))
     else:
-        load_model(cell, weights, str(saved.folder), fresh=True)
-    return from_cell(cell, config, saved.family), tokenizer
+        load_model(cell, opened.weights(), str(saved.folder), fresh=True)
+    model = from_cell(cell, config, saved.family)
+    if several:
+        found = {name: open_adapter(place, saved) for name, place in several.items()}
+        if opened.adapter is not None:
+            raise ConfigError(f"{folder} holds adapters, so there can be no others beside them")
+        model = dataclasses.replace(model, switch=Switch(cell, saved, found))
+    return model, tokenizer
 
 
 def from_cell(cell: Any, config: Any, family: str = "cpm_bee") -> Model:

@@ -9,7 +9,7 @@ from typing import Any
 from mindplm.config_task import TaskConfig, read_task
 from mindplm.generate.model import Model
 from mindplm.measure.answers import ask
-from mindplm.measure.questions import read_questions
+from mindplm.measure.questions import Questions, read_questions
 from mindplm.measure.results import TaskResult, summed_up
 
 
@@ -43,5 +43,18 @@ def evaluate_task(
     if not isinstance(task, TaskConfig):
         task = read_task(task, overrides)
     questions = read_questions(task, path)
+    return asked(model, tokenizer, task, questions, batch_size=batch_size, progress=progress)
+
+
+def asked(
+    model: Model,
+    tokenizer: Any,
+    task: TaskConfig,
+    questions: Questions,
+    *,
+    batch_size: int = 8,
+    progress: bool = False,
+) -> TaskResult:
+    """`evaluate_task` with questions that were read before."""
     predictions = ask(model, tokenizer, task, questions, batch_size=batch_size, progress=progress)
     return summed_up(task, questions, predictions)

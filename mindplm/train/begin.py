@@ -102,7 +102,7 @@ class Start:
         """What adapters remember of the checkpoint that they belong to."""
         assert self.base is not None
         digest = adapters.weights_digest(self.base.folder)
-        return adapters.Base(str(self.base.folder), digest, self.base.model_config)
+        return adapters.Base(str(self.base.folder.resolve()), digest, self.base.model_config)
 
 
 def load_common(model: Any, folder: str) -> None:

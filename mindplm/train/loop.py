@@ -117,6 +117,9 @@ def _announce(trainer: Trainer, resumed: Checkpoint | None) -> None:
     rows, length = config.train.batch_size, config.data.seq_len
     log.info("device      %s (%s)", found.device, "; ".join(found.notes))
     log.info("model       %s, %s parameters", config.family, f"{count:,}")
+    if config.lora is not None:
+        whole = sum(weight.size for weight in trainer.model.get_parameters())
+        log.info("adapters    %.2f %% of the parameters are trained", 100 * count / whole)
     log.info(
         "batch       %d rows x %d tokens = %s tokens a step; %d x %d rows x %d device(s)",
         rows,

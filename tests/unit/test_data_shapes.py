@@ -74,6 +74,13 @@ def test_the_header_names_the_columns_and_quoted_texts_hold_line_feeds(tmp_path:
     assert [item.place.rpartition(":")[2] for item in made] == ["2", "4"]
 
 
+def test_long_inputs_are_cut_where_it_is_asked_for(tmp_path: Path) -> None:
+    line = json.dumps({"text": "a<b" * 9, "label": "positive"})
+    shape: dict[str, Any] = {"kind": "classification", "labels": LABELS, "max_chars": 5}
+    made = documents(tmp_path / "a.jsonl", line, **shape)
+    assert made[0].fields["input"] == "a<<ba<<"
+
+
 def test_pairs_of_json_lines_with_numbers_as_labels(tmp_path: Path) -> None:
     lines = [{"sentence1": "a", "sentence2": "b", "label": 1}]
     made = documents(

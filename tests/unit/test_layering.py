@@ -33,7 +33,9 @@ GROUPS = {
 }
 _BELOW = "assets files config nn weights tokenizers runtime models data families checkpoint"
 GROUPS.update(convert=_BELOW, generate=_BELOW, evaluate=_BELOW, train=_BELOW + " evaluate")
-GROUPS.update(measure=_BELOW + " evaluate generate", finetune=_BELOW + " evaluate train")
+GROUPS.update(
+    measure=_BELOW + " evaluate generate", finetune=_BELOW + " evaluate train generate measure"
+)
 GROUPS.update(launch="config families data checkpoint", cli="", __main__="cli", __init__="")
 GROUPS["fill"] = _BELOW
 GROUPS.update(integrations=" ".join(GROUPS))
@@ -52,6 +54,7 @@ ALIASES = {
     "config_task": "config",
     "config_finetune": "config",
     "train_state": "checkpoint",
+    "merged": "checkpoint",
     "cli_finetune": "cli",
     "adapters": "checkpoint",
     "text": "tokenizers",

@@ -7,14 +7,21 @@ import subprocess
 import sys
 from collections import Counter
 
+import numpy as np
 import pytest
 from conftest import ROOT
+from data_samples import small_tokenizer
 
 from mindplm.config import SourceConfig
+from mindplm.data.cpm_bee import to_arrays
+from mindplm.data.instances import make_instance
+from mindplm.data.original import FIELDS, as_batch
+from mindplm.data.packing import Packer, RowShape
 from mindplm.data.sources import Document, SourceReader
 
 sys.path.insert(0, str(ROOT / "tools"))
 import poems
+from benchmarks import original_pipeline, texts
 
 LOST = "忍辱收珍宝，嗔●捐福田。\n高心难见佛，下意得生天。"
 
@@ -83,3 +90,30 @@ def test_bench(words: tuple[str, ...]) -> None:
     assert found["bench"] == words[0]
     assert found["machine"]["cores"] >= 1 and found["machine"]["mindspore"]
     assert all(result["tokens/s"] > 0 for result in found["results"])
+
+
+def test_the_baseline_of_preprocessing_gives_what_the_library_gives(tmp_path) -> None:
+    """The same records, batches, targets and extension table, found in another way."""
+    texts.write(tmp_path / "a.jsonl", 60_000)
+    tokenizer = small_tokenizer()
+    slow = original_pipeline.Tokenizer(tokenizer.lines)
+    rng = original_pipeline.random.Random(0)
+    ours, theirs = Packer(3, RowShape(200, 0, 0, 0)), original_pipeline.Packer(3, 200, slow)
+    compared = 0
+    for line in (tmp_path / "a.jsonl").read_text("utf-8").splitlines():
+        record = original_pipeline.left_to_right(json.loads(line)["text"][:150], rng)
+        record["<ans>"] = {"<mask_1>": record["<ans>"], "b": {"<mask_7>": "<mask_1>"}}
+        sample, other = to_arrays(record, tokenizer), original_pipeline.to_arrays(record, slow)
+        for name, values in (("ids", sample.ids), ("subs", sample.subs), ("segs", sample.segs),
+                             ("context", sample.context), ("rel", sample.rel)):  # fmt: skip
+            np.testing.assert_array_equal(values, other[name], err_msg=name)
+        if len(sample) > 200:
+            continue
+        rows, batch = ours.add(make_instance(sample)), theirs.add(other)
+        assert bool(rows) == (batch is not None)
+        if batch is not None:
+            wanted = as_batch(rows, 200, tokenizer)
+            for name in set(FIELDS) - {"task_ids"}:
+                np.testing.assert_array_equal(batch[name], wanted[name], err_msg=name)
+            compared += 1
+    assert compared > 3

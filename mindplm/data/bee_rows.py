@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from mindplm.config import RunConfig
-from mindplm.data.compact import unflatten
+from mindplm.data.compact import Compact, unflatten
 from mindplm.data.draw import Drawer, Settings
 from mindplm.data.kinds import Draws, RowKind
-from mindplm.data.packing import COLUMNS, Marks, Packer, Row, RowShape, collate
+from mindplm.data.packing import COLUMNS, Marks, OpenRow, Packer, Row, RowShape, collate
 from mindplm.data.tasks import TASKS
 
 
@@ -25,6 +25,15 @@ def _settings(config: RunConfig, split: str) -> Settings:
 
 def _row(arrays: Mapping[str, np.ndarray]) -> Row:
     return Row(*unflatten(arrays["row"]))
+
+
+class _OpenCompactRow(OpenRow):
+    def close(self) -> Any:
+        return Compact.joined(self.instances)
+
+
+def _packer(num_rows: int, shape: RowShape) -> Packer:
+    return Packer(num_rows, shape, _OpenCompactRow)
 
 
 def _collate(
@@ -46,7 +55,7 @@ ROWS = RowKind(
     marks=("vocab_size", "bos_id", "eos_id"),
     settings=_settings,
     drawer=Drawer,
-    packer=Packer,
+    packer=_packer,
     row=_row,
     collate=_collate,
     numbers=_numbers,

@@ -9,9 +9,9 @@ and a sub index; the sub index counts the different ones of a base in order of a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -63,27 +63,74 @@ class RecordState:
     subs: dict[str, dict[int, int]] = field(default_factory=dict)
 
 
+class Indexed(NamedTuple):
+    """The tokens whose sub index is not 0: where they are, and that index; int32."""
+
+    at: np.ndarray
+    values: np.ndarray
+
+
+_NONE = Indexed(np.zeros(0, np.int32), np.zeros(0, np.int32))
+
+
 @dataclass
 class Sample:
     """The arrays of one record.
 
-    `ids, subs, segs, context` have one entry a token, int32 (context int8); `rel` is the flat
-    num_segments x num_segments matrix of relations, row = query segment; `num_chars` counts the
-    characters of the predicted texts, a tag as one.
+    What is the same for all tokens of a segment is kept for each segment; `subs, segs, context`
+    have it for each token.
+
+    Attributes:
+        ids: Token ids, int32.
+        lengths: Tokens of each segment, int32.
+        known: Whether each segment is context (1) or predicted (0), int32.
+        indexed: The tokens with sub indices.
+        rel: Flat num_segments x num_segments matrix of relations, row = query segment, int32.
+        state: Indexed tokens for the next sample of the instance.
+        nodes: The segments of the tree.
+        num_chars: Characters of the predicted texts, a tag as one.
+        num_targets: Tokens of the predicted segments.
     """
 
     ids: np.ndarray
-    subs: np.ndarray
-    segs: np.ndarray
-    context: np.ndarray
+    lengths: np.ndarray
+    known: np.ndarray
+    indexed: Indexed
     rel: np.ndarray
-    num_segments: int
     state: RecordState
-    leaves: list[Leaf]
+    nodes: list[_Node]
     num_chars: int
+    num_targets: int
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def num_segments(self) -> int:
+        """Segments of the tree."""
+        return len(self.lengths)
+
+    @cached_property
+    def subs(self) -> np.ndarray:
+        """Sub index of each token, int32."""
+        subs = np.zeros(len(self.ids), np.int32)
+        subs[self.indexed.at] = self.indexed.values
+        return subs
+
+    @cached_property
+    def segs(self) -> np.ndarray:
+        """Number of the segment of each token, int32."""
+        return np.repeat(np.arange(len(self.lengths), dtype=np.int32), self.lengths)
+
+    @cached_property
+    def context(self) -> np.ndarray:
+        """Whether each token is context, int8."""
+        return np.repeat(self.known.astype(np.int8), self.lengths)
+
+    @property
+    def leaves(self) -> list[Leaf]:
+        """The texts of the record."""
+        return [Leaf(i, n.path, n.predicted) for i, n in enumerate(self.nodes) if n.is_leaf]
 
 
 class _Node(NamedTuple):
@@ -115,44 +162,66 @@ def to_arrays(
         RecordError: With the path inside the record: a value that is neither text nor dict, a key
             that is not text, a tag that is not known or not closed.
     """
-    nodes = list(_walk(record, shuffle))
-    table = dict(state.table) if state else {}
-    subs_of = {base: dict(known) for base, known in state.subs.items()} if state else {}
+    nodes = [_Node(ROOT, 0, (), False, False)]
+    _visit(record, (), shuffle, nodes)
+    table = state.table if state else {}
     ids: list[int] = []
-    indexed: list[tuple[int, int]] = []
     lengths = []
-    num_chars = 0
+    num_chars = num_targets = 0
     for node in nodes:
         body, table = _encode(node, tokenizer, table)
-        start = len(ids)
         ids.append(tokenizer.bos_id)
         ids += body
         if node.predicted:
-            num_chars += _characters(node.text, tokenizer)
+            num_chars += tokenizer.num_characters(node.text)
+            num_targets += len(body) + 1
+            lengths.append(len(body) + 1)
         else:
             ids.append(tokenizer.eos_id)
-        lengths.append(len(ids) - start)
-        if not table:
-            continue
-        for position, token in enumerate(body, start + 1):
-            if token >= tokenizer.vocab_size:
-                base = _base(table[token], node, tokenizer)
-                known = subs_of.setdefault(base, {})
-                sub = known.setdefault(token, len(known))
-                ids[position] = tokenizer.token_to_id[base]
-                if sub:
-                    indexed.append((position, sub))
-    return Sample(
+            lengths.append(len(body) + 2)
+    sample = Sample(
         ids=np.array(ids, np.int32),
-        subs=_scatter(len(ids), indexed),
-        segs=np.repeat(np.arange(len(nodes), dtype=np.int32), lengths),
-        context=np.repeat(np.array([not n.predicted for n in nodes], np.int8), lengths),
-        rel=relations(tuple(n.depth for n in nodes), max_depth),
-        num_segments=len(nodes),
-        state=RecordState(table, subs_of),
-        leaves=[Leaf(i, n.path, n.predicted) for i, n in enumerate(nodes) if n.is_leaf],
+        lengths=np.array(lengths, np.int32),
+        known=np.array([not node.predicted for node in nodes], np.int32),
+        indexed=_NONE,
+        rel=relations(tuple([node.depth for node in nodes]), max_depth),
+        state=RecordState(dict(table), _copied(state)),
+        nodes=nodes,
         num_chars=num_chars,
+        num_targets=num_targets,
     )
+    if table:
+        _replace_fake_ids(sample, tokenizer)
+    return sample
+
+
+def _copied(state: RecordState | None) -> dict[str, dict[int, int]]:
+    return {base: dict(known) for base, known in state.subs.items()} if state else {}
+
+
+def _replace_fake_ids(sample: Sample, tokenizer: CpmBeeTokenizer) -> None:
+    """Turns ids beyond the vocabulary into base ids and sub indices."""
+    table, subs_of = sample.state.table, sample.state.subs
+    indexed: list[tuple[int, int]] = []
+    for position in np.flatnonzero(sample.ids >= tokenizer.vocab_size).tolist():
+        token = int(sample.ids[position])
+        base = _base(table[token], tokenizer)
+        if base not in tokenizer.token_to_id:
+            segment = np.searchsorted(np.cumsum(sample.lengths), position, side="right")
+            known_tags = " ".join(tokenizer.special_tokens)
+            raise RecordError(
+                f"{_place(sample.nodes[segment])}: unknown tag {table[token]}; accepted: "
+                f"{known_tags}, or one of these with a suffix like <mask_0>; a literal '<' is "
+                "written '<<'",
+                reason="unknown tag",
+            )
+        known = subs_of.setdefault(base, {})
+        sub = known.setdefault(token, len(known))
+        sample.ids[position] = tokenizer.token_to_id[base]
+        if sub:
+            indexed.append((position, sub))
+    if indexed:
+        sample.indexed = Indexed(*np.array(indexed, np.int32).T)
 
 
 def relations(depths: tuple[int, ...], max_depth: int) -> np.ndarray:
@@ -197,17 +266,12 @@ def _cached_relations(depths: tuple[int, ...], max_depth: int) -> np.ndarray:
     return rel
 
 
-def _walk(record: Any, shuffle: Shuffler | None) -> Iterator[_Node]:
-    yield _Node(ROOT, 0, (), False, False)
-    yield from _visit(record, 1, (), shuffle)
-
-
-def _visit(
-    value: Any, depth: int, path: tuple[str, ...], shuffle: Shuffler | None
-) -> Iterator[_Node]:
+def _visit(value: Any, path: tuple[str, ...], shuffle: Shuffler | None, nodes: list[_Node]) -> None:
+    """Adds the segments of a part of a record, in pre-order."""
     inside = bool(path) and path[0] == ANSWER
+    depth = len(path) + 1
     if isinstance(value, str):
-        yield _Node(value, depth, path, True, inside)
+        nodes.append(_Node(value, depth, path, True, inside))
         return
     if not isinstance(value, Mapping):
         message = f"{_name(path)} is {_kind(value)}; expected text or an object of texts"
@@ -221,8 +285,8 @@ def _visit(
         if not isinstance(key, str):
             message = f"{_name(path)} has the key {key!r}, {_kind(key)}; expected text"
             raise RecordError(message, reason="wrong type")
-        yield _Node(key, depth, path, False, False)
-        yield from _visit(child, depth + 1, (*path, key), shuffle)
+        nodes.append(_Node(key, depth, path, False, False))
+        _visit(child, (*path, key), shuffle, nodes)
 
 
 def _encode(
@@ -245,32 +309,11 @@ def _key_ids(tokenizer: CpmBeeTokenizer, key: str) -> list[int] | None:
     return None if table else ids
 
 
-def _base(text: str, node: _Node, tokenizer: CpmBeeTokenizer) -> str:
+def _base(text: str, tokenizer: CpmBeeTokenizer) -> str:
     """The vocabulary entry that an indexed token is a numbered form of."""
     if not (text.startswith("<") and text.endswith(">")) or text.startswith("<<"):
         return "<unk>"
-    base = "<" + text[1:-1].split("_", 1)[0] + ">"
-    if base not in tokenizer.token_to_id:
-        known = " ".join(tokenizer.special_tokens)
-        raise RecordError(
-            f"{_place(node)}: unknown tag {text}; accepted: {known}, or one of these with a "
-            "suffix like <mask_0>; a literal '<' is written '<<'",
-            reason="unknown tag",
-        )
-    return base
-
-
-def _characters(text: str, tokenizer: CpmBeeTokenizer) -> int:
-    if "<" not in text:
-        return len(text)
-    return sum(1 if t.is_special else len(t.text) for t in tokenizer.tokenize(text))
-
-
-def _scatter(length: int, indexed: list[tuple[int, int]]) -> np.ndarray:
-    subs = np.zeros(length, np.int32)
-    for position, sub in indexed:
-        subs[position] = sub
-    return subs
+    return "<" + text[1:-1].split("_", 1)[0] + ">"
 
 
 def _place(node: _Node) -> str:

@@ -7,21 +7,23 @@ documents are spread over them.
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import ceil
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from mindplm.config import DataConfig, SourceConfig
+from mindplm.data.compact import Compact
 from mindplm.data.cpm_bee import ANSWER, RecordError, Sample, to_arrays
-from mindplm.data.instances import IDS, Instance, append_incontext, make_instance
 from mindplm.data.kinds import RowSettings
 from mindplm.data.packing import RowShape, check_fits
 from mindplm.data.plans import RecordDraw, RecordPlan
 from mindplm.data.sources import Document, Problem
-from mindplm.data.tasks import TASKS, choose_task, generator, make_record
+from mindplm.data.tasks import TASKS, Streams, choose_task, make_record
 from mindplm.errors import UserError
 from mindplm.text import lenient_record
 from mindplm.tokenizers.cpm_bee import CpmBeeTokenizer
@@ -29,6 +31,8 @@ from mindplm.tokenizers.cpm_bee import CpmBeeTokenizer
 # Ends of lines and of sentences, with the closing marks and the white space after them.
 _END = re.compile(r"\n\s*|[。！？；…][”’」』）。！？…]*\n*|[.!?;][\"'’”)\]]*\s+")
 _REDRAWS = 3
+_COUNTED = 2000  # characters; in longer texts tokens are estimated
+_CAUTION = 1.04  # of the estimate: what is too long must be cut again
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ class Drawn:
     draw: int
     place: str
     is_record: bool
-    instances: list[Instance] = field(default_factory=list)
+    instances: list[Any] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     num_chars: int = 0
     counts: Counter[str] = field(default_factory=Counter)
@@ -112,6 +116,7 @@ class Drawer:
         self._tasks = [dict(source.tasks) for source in sources]
         self._extras = [source.extra_fields for source in sources]
         self._names = list(names)
+        self._stream = Streams()
         self._tokenizer = tokenizer
         self._settings = settings
         shape = settings.shape
@@ -124,7 +129,7 @@ class Drawer:
 
     def __call__(self, work: Work) -> Drawn:
         """Draws from one document."""
-        rng = generator(self._settings.seed, self._names[work.source], work.number, work.draw)
+        rng = self._stream(self._settings.seed, self._names[work.source], work.number, work.draw)
         tasks, document = self._tasks[work.source], work.document
         drawn = Drawn(work.source, work.draw, document.place, False)
         try:
@@ -143,7 +148,7 @@ class Drawer:
             drawn.is_record = True
             self._draw_record(work, fields, draw, drawn, rng)
         drawn.counts["unknown tokens"] += sum(
-            int(np.count_nonzero(i.tokens[IDS] == self._tokenizer.unk_id)) for i in drawn.instances
+            int(np.count_nonzero(i.ids == self._tokenizer.unk_id)) for i in drawn.instances
         )
         return drawn
 
@@ -161,7 +166,7 @@ class Drawer:
     ) -> None:
         try:
             sample = self._sample(self._mended(fields, drawn), rng)
-            instance = make_instance(sample)
+            instance = Compact.of(sample)
             check_fits(instance, self._settings.shape)
         except UserError as error:
             reason = error.reason if isinstance(error, RecordError) else "invalid record"
@@ -171,7 +176,7 @@ class Drawer:
             try:
                 fields = self._mended(draw(work.others[number].fields) or {}, drawn)
                 sample = self._sample(fields, rng, sample)
-                longer = append_incontext(instance, sample)
+                longer = instance.with_example(sample)
                 check_fits(longer, self._settings.shape)
             except UserError:
                 drawn.counts["examples not shown"] += 1
@@ -205,14 +210,14 @@ class Drawer:
 
     def _draw_piece(
         self, piece: str, document: Document, source: int, rng: np.random.Generator
-    ) -> Instance:
+    ) -> Compact:
         """Draws a task and a record, anew if the record turns out too long."""
         extras = {k: v for k, v in document.fields.items() if k in self._extras[source]}
         for last in (False,) * (_REDRAWS - 1) + (True,):
             task = choose_task(self._tasks[source], rng)
             record = make_record(task, piece, extras, rng, max_blanks=self._max_blanks)
             try:
-                instance = make_instance(self._sample(record, rng))
+                instance = Compact.of(self._sample(record, rng))
                 check_fits(instance, self._text_shape)
             except RecordError as error:
                 if last or not error.too_big:
@@ -235,7 +240,7 @@ class Drawer:
             shuffle=rng,
             state=before.state if before else None,
         )
-        if sample.context.all():
+        if sample.known.all():
             raise RecordError(f"record.{ANSWER} holds no text", reason="nothing to predict")
         return sample
 
@@ -299,14 +304,33 @@ def halve(text: str, tokenizer: Cutter) -> list[str]:
 
 
 def _atoms(text: str, tokenizer: Cutter, room: int) -> Iterator[tuple[str, int]]:
-    """The smallest pieces that are kept together, and their tokens."""
-    start = 0
-    ends = [m.end() for m in _END.finditer(text)]
-    for end in [*ends, len(text)]:
-        atom = text[start:end]
-        start = end
-        size = tokenizer.size(atom)
+    """The smallest pieces that are kept together, and about how many tokens they have."""
+    begin = 0
+    sizes = _sizes(text, [*(m.end() for m in _END.finditer(text)), len(text)], tokenizer)
+    for end, size in sizes:
+        atom = text[begin:end]
+        begin = end
         if size > room:
             yield from tokenizer.parts(atom, room)
         elif atom:
             yield atom, size
+
+
+def _sizes(text: str, ends: Sequence[int], tokenizer: Cutter) -> Iterator[tuple[int, int]]:
+    """The ends of parts of a text, and their tokens; of a long text estimated from samples."""
+    ratio = 0.0
+    if len(text) > _COUNTED:
+        width = _COUNTED // 4
+        samples = [text[at : at + width] for at in (0, len(text) // 2, len(text) - width)]
+        ratio = _CAUTION * sum(map(tokenizer.size, samples)) / sum(map(len, samples))
+    elif hasattr(tokenizer, "starts"):  # then the text need not be cut to be counted
+        starts = tokenizer.starts(text)
+        last = 0
+        for end in ends:
+            first, last = last, bisect_left(starts, end, last)
+            yield end, last - first
+        return
+    begin = 0
+    for end in ends:
+        yield end, ceil((end - begin) * ratio) if ratio else tokenizer.size(text[begin:end])
+        begin = end

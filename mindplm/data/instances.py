@@ -43,13 +43,6 @@ class Instance:
     def __len__(self) -> int:
         return self.tokens.shape[1]
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """What is sent to another process: a fifth of the bytes."""
-        from mindplm.data.compact import flatten
-
-        flat = flatten(self.tokens, self.segment_rel, np.zeros(0, np.int32))
-        return _restored, (flat.tobytes(), self.task, self.num_chars, self.raw)
-
     @cached_property
     def num_targets(self) -> int:
         """Each predicted token and begin mark has one target."""
@@ -68,13 +61,6 @@ class Instance:
     def num_ext(self) -> int:
         """Extra output classes; the subs of a base start at 1 without gaps."""
         return sum(self.largest_subs.values())
-
-
-def _restored(flat: bytes, task: int, num_chars: int, raw: Any) -> Instance:
-    from mindplm.data.compact import unflatten
-
-    tokens, segment_rel, _ = unflatten(np.frombuffer(flat, np.int32))
-    return Instance(tokens, segment_rel, task, num_chars, raw)
 
 
 def make_instance(sample: Sample, *, task: int = 0, raw: Any = None) -> Instance:

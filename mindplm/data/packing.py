@@ -29,7 +29,6 @@ from mindplm.data.instances import (
     SPANS,
     SUBS,
     TOKEN_COLUMNS,
-    Instance,
 )
 from mindplm.errors import DataError
 
@@ -61,6 +60,25 @@ class Marks(Protocol):
     @property
     def eos_id(self) -> int:
         """Is predicted at the end of a predicted segment."""
+
+
+class Packable(Protocol):
+    """What packing asks of an instance."""
+
+    @property
+    def segment_rel(self) -> np.ndarray:
+        """Its relation matrices, flat."""
+
+    @property
+    def largest_subs(self) -> Mapping[int, int]:
+        """Largest sub index of each base id that has one above 0."""
+
+    @property
+    def num_targets(self) -> int:
+        """Predicted tokens."""
+
+    def __len__(self) -> int:
+        """Tokens."""
 
 
 class RowShape(NamedTuple):
@@ -124,12 +142,12 @@ class OpenRow:
     """Instances that share a row, and the room they take."""
 
     def __init__(self) -> None:
-        self.instances: list[Instance] = []
+        self.instances: list[Any] = []
         self.length = 0
         self.used = RowShape(0, 0, 0, 0)
         self.subs: dict[int, int] = {}
 
-    def with_instance(self, instance: Instance) -> RowShape:
+    def with_instance(self, instance: Packable) -> RowShape:
         """The room that the row would take."""
         return RowShape(
             self.used.seq_len + len(instance),
@@ -138,13 +156,13 @@ class OpenRow:
             self.used.max_targets + instance.num_targets,
         )
 
-    def add(self, instance: Instance) -> None:
+    def add(self, instance: Packable) -> None:
         self.used = self.with_instance(instance)
         self.length = self.used.seq_len
         self.subs = self._merged(instance)
         self.instances.append(instance)
 
-    def _merged(self, instance: Instance) -> dict[int, int]:
+    def _merged(self, instance: Packable) -> dict[int, int]:
         # The subs of one base start at 1 without gaps, so the largest is their number.
         return _largest(self.subs, instance.largest_subs)
 
@@ -182,7 +200,7 @@ class Packer:
         self._open: list[OpenRow] = []
         self._new = open_row
 
-    def add(self, instance: Instance) -> list[Row]:
+    def add(self, instance: Packable) -> list[Row]:
         """Takes an instance; returns the rows of a batch, or an empty list.
 
         Raises:
@@ -208,7 +226,7 @@ class Packer:
         closed, self._open = self._open, []
         return [row.close() for row in closed]
 
-    def _fits(self, row: OpenRow, instance: Instance) -> bool:
+    def _fits(self, row: OpenRow, instance: Packable) -> bool:
         return all(n <= limit for n, limit in zip(row.with_instance(instance), self._limits))
 
 
@@ -220,13 +238,17 @@ _TOO_BIG = {
 }
 
 
-def check_fits(instance: Instance, shape: RowShape) -> None:
+def check_fits(instance: Packable, shape: RowShape) -> None:
     """Checks that an instance fits into an empty row.
 
     Raises:
         RecordError: It does not.
     """
-    used = OpenRow().with_instance(instance)
+    subs = instance.largest_subs
+    used = (
+        len(instance), len(instance.segment_rel), sum(subs.values()) if subs else 0,
+        instance.num_targets,
+    )  # fmt: skip
     for name, need, limit in zip(RowShape._fields, used, shape):
         if need > (limit or need):
             reason, what = _TOO_BIG[name]

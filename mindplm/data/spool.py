@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 
 from mindplm.files import flush_folder
 
-BUCKET_BYTES = 1 << 25
-MOST_BUCKETS = 1 << 12
-_BUFFER_BYTES = 1 << 25
+BUCKET_BYTES = 1 << 23
+MOST_BUCKETS = 1 << 14
+_BUFFER_BYTES = 1 << 24
 _HEAD = struct.Struct("<I16sQII?")
 
 

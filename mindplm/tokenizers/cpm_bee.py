@@ -28,6 +28,10 @@ RENAMED = {"</n>": "\n", "</_>": " "}
 _TAG = re.compile(r"<[^<][^<>]*>")
 
 
+_REBUILT = ("_matcher", "_unknown")
+"""What each process makes for itself."""
+
+
 class Token(NamedTuple):
     """A piece of text; `start` counts characters of the text after `<<` became `<`."""
 
@@ -99,14 +103,32 @@ class CpmBeeTokenizer:
 
     def size(self, text: str) -> int:
         """Tokens of a plain text."""
-        return len(self.encode(escape(text))[0])
+        return len(self.starts(text))
+
+    def starts(self, text: str) -> list[int]:
+        """Where each token of a plain text begins."""
+        if not text:
+            return []
+        found = self._find(text)
+        starts = [left for _, left, _ in found]
+        if self._has_unknown(text):
+            ends = [0, *(right for _, _, right in found)]
+            gaps = [end for end, start in zip(ends, [*starts, len(text)]) if start > end]
+            starts = sorted(starts + gaps)
+        return starts
+
+    def num_characters(self, text: str) -> int:
+        """Characters of a text with tags, a tag as one."""
+        if "<" not in text:
+            return len(text)
+        return sum(1 if is_tag else len(part) for part, is_tag in _split(text))
 
     def parts(self, text: str, room: int) -> Iterator[tuple[str, int]]:
         """Pieces of a plain text of `room` tokens each, the last of fewer, and their sizes."""
-        tokens = self.tokenize(escape(text))
-        starts = [token.start for token in tokens][::room]
+        every = self.starts(text)
+        starts = every[::room]
         for low, high in zip(starts, [*starts[1:], len(text)]):
-            yield text[low:high], room if high < len(text) else len(tokens) % room or room
+            yield text[low:high], room if high < len(text) else len(every) % room or room
 
     @cached_property
     def fingerprint(self) -> str:
@@ -127,9 +149,15 @@ class CpmBeeTokenizer:
         )
         return automaton, ids
 
+    @cached_property
+    def _unknown(self) -> re.Pattern[str]:
+        """Characters without an entry; a text without them is cut into entries only."""
+        known = sorted(token for token in self.token_to_id if len(token) == 1)
+        return re.compile(f"[^{re.escape(''.join(known))}]")
+
     def __getstate__(self) -> dict[str, Any]:
         # The automaton cannot be pickled; each process builds its own when it first needs it.
-        return {key: value for key, value in self.__dict__.items() if key != "_matcher"}
+        return {key: value for key, value in self.__dict__.items() if key not in _REBUILT}
 
     def tokenize(self, text: str) -> list[Token]:
         """Cuts a text into tokens.
@@ -171,31 +199,44 @@ class CpmBeeTokenizer:
         Raises:
             DataError: A tag is not closed, or another opens inside it.
         """
-        table = dict(table or {})
-        fake_ids = {word: i for i, word in table.items()}
-        pattern_ids = self._matcher[1]
+        table = dict(table) if table else {}
         ids: list[int] = []
-
-        def fake_id(word: str) -> int:
-            if word not in fake_ids:
-                fake_ids[word] = self.vocab_size + len(fake_ids)
-                table[fake_ids[word]] = word
-            return fake_ids[word]
-
+        pattern_ids = self._matcher[1]
+        fake_ids: dict[str, int] | None = None
         for part, is_tag in _split(text):
-            if is_tag:
-                known = self.token_to_id.get(part)
-                ids.append(fake_id(part) if known is None else known)
+            if not is_tag and not self._has_unknown(part):
+                ids += [pattern_ids[pattern] for pattern, _, _ in self._find(part)]
                 continue
-            end = 0
-            for pattern, left, right in self._find(part):
-                if left > end:
-                    ids.append(fake_id(escape(part[end:left])))
-                ids.append(pattern_ids[pattern])
-                end = right
-            if end < len(part):
-                ids.append(fake_id(escape(part[end:])))
+            known = self.token_to_id.get(part) if is_tag else None
+            if known is not None:
+                ids.append(known)
+                continue
+            if fake_ids is None:
+                fake_ids = {word: i for i, word in table.items()}
+            for token in (part,) if is_tag else self._with_unknown(part):
+                if isinstance(token, str):
+                    if token not in fake_ids:
+                        fake_ids[token] = self.vocab_size + len(fake_ids)
+                        table[fake_ids[token]] = token
+                    token = fake_ids[token]
+                ids.append(token)
         return ids, table
+
+    def _has_unknown(self, part: str) -> bool:
+        """Whether a text without tags has characters that no entry stands for."""
+        return self._unknown.search(part) is not None
+
+    def _with_unknown(self, part: str) -> Iterator[int | str]:
+        """Ids of a text without tags, and its runs of unknown characters."""
+        pattern_ids = self._matcher[1]
+        end = 0
+        for pattern, left, right in self._find(part):
+            if left > end:
+                yield escape(part[end:left])
+            yield pattern_ids[pattern]
+            end = right
+        if end < len(part):
+            yield escape(part[end:])
 
     def decode(self, ids: Iterable[int], table: Mapping[int, str] | None = None) -> str:
         """Turns ids into a text that `encode` accepts (a literal `<` comes out as `<<`).

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 
 import numpy as np
@@ -98,6 +99,17 @@ def test_draws_depend_on_seed_source_document_and_number_only():
     assert (tasks.generator(1, "poems", 2, 3).random(4) == first).all()
     for other in [(0, "poems", 2, 3), (1, "prose", 2, 3), (1, "poems", 3, 3), (1, "poems", 2, 4)]:
         assert not (tasks.generator(*other).random(4) == first).any()
+
+
+def test_streams_are_those_of_the_generator():
+    streams = pickle.loads(pickle.dumps(tasks.Streams()))  # as processes get it
+    for place in [(1, "poems", 2, 3), (1, "poems", 3, 3), (1, "poems", 2, 3), (0, "x", 0, 0)]:
+        stream, wanted = streams(*place), tasks.generator(*place)
+        assert stream.random() == wanted.random()
+        assert (
+            stream.integers(1 << 30, size=3).tolist() == wanted.integers(1 << 30, size=3).tolist()
+        )
+        assert (stream.permutation(9) == wanted.permutation(9)).all()
 
 
 def test_tasks_are_chosen_by_weight():

@@ -76,7 +76,7 @@ def test_poems_of_no_checkpoint_is_an_error(tmp_path) -> None:
     "words",
     [
         ("tokenizer", "--corpus", "poems_valid"),
-        ("preprocess", "--corpus", "poems_valid"),
+        ("preprocess", "--megabytes", "0.2", "--workers", "1"),
         ("train", "--preset", "tiny", "--vocab-size", "500", "--seq-len", "32", "--targets", "all"),
         ("generate", "--preset", "tiny", "--vocab-size", "300", "--batch", "2", "--beams", "2")
         + ("--prompt", "32", "--new", "3"),

@@ -1,21 +1,26 @@
 """The original's way from texts to batches, written plainly from its description: a baseline.
 
-One process, Python loops: the tokenizer tries the longest entries first at each character, the
-relation of each two segments is found by walking up the tree, rows grow by concatenation, targets
-are found token by token. Its results equal those of the library (a test compares them); it is here
-to measure against, nothing else uses it.
+Lines become a binary data set, which is shuffled in two passes and read again; its objects become
+records, arrays, rows, batches. One process, Python loops: the tokenizer tries the longest entries
+first at each character, the relation of each two segments is found by walking up the tree, rows
+grow by concatenation, targets are found token by token. Its results equal those of the library (a
+test compares them); it is here to measure against, nothing else uses it.
 """
 
 from __future__ import annotations
 
 import json
+import pickle
 import random
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mindplm.data import long_text
+from mindplm.data.binary import DatasetWriter
+from mindplm.data.binary_reader import DatasetReader, shuffle_dataset
 
 LONGEST = 32
 IGNORE = -100
@@ -166,7 +171,7 @@ class Packer:
             room = self.max_length - len(row["inputs"])
             if room >= length and (best is None or room < self.max_length - len(best["inputs"])):
                 best = row
-        new = {
+        new: dict[str, np.ndarray] = {
             "inputs": np.array(sample["ids"], np.int32),
             "inputs_sub": np.array(sample["subs"], np.int32),
             "context": np.array(sample["context"], np.int8),
@@ -231,14 +236,24 @@ def left_to_right(text: str, rng: random.Random) -> dict[str, str]:
     return {"input": left, "<ans>": right}
 
 
+def stored(lines: Iterable[str], folder: Path) -> Iterator[Any]:
+    """The objects of JSON lines from a shuffled binary data set that is made of them first."""
+    with DatasetWriter(folder / "plain", "data") as writer:
+        for line in lines:
+            writer.write(json.loads(line))
+    shuffle_dataset(folder / "plain", folder / "mixed", "data")
+    for record in DatasetReader(folder / "mixed", passes=1, raw=True):
+        yield pickle.loads(record)  # written above by this program
+
+
 def batches(
-    lines: Iterable[str], tokenizer: Tokenizer, *, batch_size: int, max_length: int, seed: int = 0
+    objects: Iterable[Any], tokenizer: Tokenizer, *, batch_size: int, max_length: int, seed: int = 0
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Batches of JSON lines with texts; what is longer than a row is left out."""
+    """Batches of objects with texts; what is longer than a row is left out."""
     rng = random.Random(seed)
     packer = Packer(batch_size, max_length, tokenizer)
-    for line in lines:
-        text = long_text.clean(json.loads(line)["text"])
+    for value in objects:
+        text = long_text.clean(value["text"])
         for part in long_text.split(text, 1, max_length):
             sample = to_arrays(left_to_right(part, rng), tokenizer)
             if len(sample["ids"]) > max_length:

@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--baseline-megabytes", type=float, default=0.5, help="of which the baseline reads so many"
     )
-    parser.add_argument("--seq-len", type=int, default=512, help="tokens of a row (default 512)")
+    parser.add_argument("--seq-len", type=int, default=2048, help="tokens of a row (default 2048)")
     parser.add_argument(
         "--workers", type=int, nargs="+", default=[1, 0], help="processes; 0: one for each core"
     )
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> list[Result]:
 def _baseline(corpus: Path, vocab: Path, args: argparse.Namespace) -> Result:
     with open(corpus, encoding="utf-8") as file:
         limit = args.baseline_megabytes * 1e6
-        sizes = itertools.accumulate((len(line.encode()) for line in file))
+        sizes = itertools.accumulate(len(line.encode()) for line in file)
         count = sum(1 for _ in itertools.takewhile(lambda size: size <= limit, sizes)) or 1
     with open(corpus, encoding="utf-8") as file:
         lines = list(itertools.islice(file, count))
@@ -74,7 +74,8 @@ def _baseline(corpus: Path, vocab: Path, args: argparse.Namespace) -> Result:
     found: dict[str, int] = {}
 
     def work() -> None:
-        made = original_pipeline.batches(lines, tokenizer, batch_size=32, max_length=args.seq_len)
+        objects = original_pipeline.stored(lines, corpus.with_name("baseline"))
+        made = original_pipeline.batches(objects, tokenizer, batch_size=32, max_length=args.seq_len)
         found["tokens"] = sum(int(batch["length"].sum()) for batch in made)
 
     seconds, cpu_seconds = _measured(work)

@@ -187,7 +187,7 @@ FAMILIES: dict[str, Family] = {
         rows_ref="mindplm.data.causal_rows:ROWS",
         layout_ref="mindplm.generate.text_layout:causal_layout",
         decode_ref="mindplm.nn.causal:writing_cells",
-        vocab="cpm1_vocab.model",
+        vocab="pieces_chinese.model",
         vocab_size_ref="mindplm.tokenizers.sentencepieces:num_pieces",
     ),
     "gpt1": Family(

@@ -105,7 +105,7 @@ class Cpm1Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text; special pieces in it are not recognised."""
-        return self.pieces.model.encode(self._marked(text))
+        return self.pieces.model.encode(marked(text))
 
     def encode_hf46(self, text: str) -> list[int]:
         """Ids as the tokenizer of Transformers 4.6 gives them, which some checkpoints follow.
@@ -113,7 +113,7 @@ class Cpm1Tokenizer:
         It drops accents, joins white space, takes two single quotes for a double one and cuts a
         comma off a number.
         """
-        text = " ".join(self._marked(text).split()).replace("``", '"').replace("''", '"')
+        text = " ".join(marked(text).split()).replace("``", '"').replace("''", '"')
         decomposed = unicodedata.normalize("NFKD", text)
         text = "".join(char for char in decomposed if not unicodedata.combining(char))
         model = self.pieces.model
@@ -149,8 +149,10 @@ class Cpm1Tokenizer:
         """The vocabulary as the file of a checkpoint."""
         return {self.FILE: self.pieces.data}
 
-    def _marked(self, text: str) -> str:
-        return " ".join(word.translate(_MARKS) for word in self.words(text))
+
+def marked(text: str) -> str:
+    """What CPM-1's model reads: jieba's words, apart by spaces, with marks for white space."""
+    return " ".join(word.translate(_MARKS) for word in chinese_words().lcut(text))
 
 
 def num_pieces(path: Path) -> int:

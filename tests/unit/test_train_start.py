@@ -20,7 +20,7 @@ from mindplm.nn.values import to_arrays
 from mindplm.runtime import setup
 from mindplm.strict import to_plain
 from mindplm.tokenizers.wordpiece import SPECIALS, WordPieceTokenizer
-from mindplm.train.trainer import load_common
+from mindplm.train.begin import load_common
 
 TOKENIZER = WordPieceTokenizer([*SPECIALS, *"abcd"])
 SIZES = {"vocab_size": 9, "hidden_size": 8, "num_heads": 2, "ffn_size": 12, "max_len": 16}

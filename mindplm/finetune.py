@@ -69,7 +69,7 @@ def tell_overlap(config: RunConfig) -> None:
         task = read_task(watched.task)
         shape = {"path": watched.path or task.path, "shape": task.shape, "name": task.name}
         measured.append(dataclasses.replace(train[0], **shape, transforms=None))
-    if not measured or config.data.stream:
+    if not measured:
         return
     found = find_overlap(train, measured)
     if found.count:

@@ -161,7 +161,9 @@ def job(tmp_path: Path, monkeypatch: Any, *workers: str) -> Job:
 
 def assert_all_ended(made: Job) -> None:
     end = time.monotonic() + 10
-    while made._alive() and time.monotonic() < end:
+    while time.monotonic() < end:
+        if not made._alive() and not any(map(launch_job._command_line, made._helpers)):
+            break
         time.sleep(0.05)
     assert not made._alive() and made._msrun.poll() is not None
     assert made._helpers and not any(map(launch_job._command_line, made._helpers))

@@ -46,6 +46,11 @@ def outcome(what: str, *signals: int, pause_s: float = 0.2) -> tuple[int, str, s
     return process.returncode, out, err, time.monotonic() - begin_s
 
 
+def is_interrupted(err: str) -> bool:
+    """By Python's exception, or by the watch beside it if Python is slow to raise it."""
+    return "KeyboardInterrupt" in err or err.endswith("error: interrupted\n")
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 def test_a_request_is_told_once_and_noted(number: signal.Signals) -> None:
     status, out, err, _ = outcome("wait", number)
@@ -58,7 +63,7 @@ def test_a_request_is_told_once_and_noted(number: signal.Signals) -> None:
 
 def test_a_second_sigint_interrupts() -> None:
     status, out, err, took_s = outcome("step", signal.SIGINT, signal.SIGINT)
-    assert status != 0 and out == "" and "KeyboardInterrupt" in err
+    assert status != 0 and out == "" and is_interrupted(err)
     assert took_s < 2.5
 
 
@@ -72,4 +77,4 @@ def test_what_a_launcher_sends_twice_at_once_is_one_request() -> None:
     status, out, _, _ = outcome("step", signal.SIGTERM, signal.SIGTERM, pause_s=0.1)
     assert (status, out) == (0, "saved 2\n")
     status, _, err, _ = outcome("step", signal.SIGTERM, signal.SIGTERM, pause_s=1.0)
-    assert status != 0 and "KeyboardInterrupt" in err, "MindSpore turns SIGINT into it"
+    assert status != 0 and is_interrupted(err)

@@ -215,7 +215,7 @@ def _container(folder: Path, rng: random.Random, mark: Path) -> str:
     elif how == "name":
         name = rng.choice(sorted(members))
         members[
-            rng.choice(["../secret", "/tmp/x", "x/../../y", name.upper(), "", "a" * 60_000])
+            rng.choice(["../secret", "/outside", "x/../../y", name.upper(), "", "a" * 60_000])
         ] = members.pop(name)
     elif how == "steps":
         members[pickled] = (

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--config", metavar="FILE", help="the original's JSON; default: config.json, or a preset"
     )
     parser.add_argument(
-        "--vocab", metavar="FILE", help="default: vocab.txt or bee.txt beside the tensors"
+        "--vocab", metavar="FILE", help="default: the usual name beside the tensors, as vocab.txt"
     )
     parser.add_argument(
         "--words",
@@ -32,7 +32,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how words are found: of bert lower, cased or a regular expression; of gpt1 rules, "
         "basic or exact",
     )
-    parser.add_argument("--back", metavar="FLAVOUR", help="from ours to the names of openbmb or hf")
+    parser.add_argument(
+        "--back",
+        metavar="FLAVOUR",
+        help="from ours to the names and files of openbmb, hf, openai (gpt1) or megatron (cpm1; "
+        "megatron:2 writes two shards)",
+    )
     parser.add_argument(
         "--verify", action="store_true", help="read all again and compare checksums of tensors"
     )

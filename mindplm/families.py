@@ -68,6 +68,12 @@ class Family:
     """network -> what `generate.scoring` measures with."""
     step_flops_ref: str = ""
     """(config, tokens=, targets=, seq_len=) -> operations of a training step; "": not known."""
+    layouts_ref: str = ""
+    """Flavour -> `weights.sources.FileLayout` of originals with files of a form of their own."""
+    vocab_files: tuple[str, ...] = ("vocab.txt", "bee.txt")
+    """Names of the vocabulary beside an original's tensors."""
+    vocab_back_ref: str = ""
+    """(tokenizer, flavour) -> the original's vocabulary files; "": they are like ours."""
     vocab: str = assets.DEFAULT_VOCAB
     """The vocabulary that ships with the library."""
     vocab_size_ref: str = "mindplm.families:vocab_lines"
@@ -187,6 +193,8 @@ FAMILIES: dict[str, Family] = {
         rows_ref="mindplm.data.causal_rows:ROWS",
         layout_ref="mindplm.generate.text_layout:causal_layout",
         decode_ref="mindplm.nn.causal:writing_cells",
+        layouts_ref="mindplm.models.cpm1.files:LAYOUTS",
+        vocab_files=("chinese_vocab.model", "spiece.model"),
         vocab="pieces_chinese.model",
         vocab_size_ref="mindplm.tokenizers.sentencepieces:num_pieces",
     ),
@@ -208,6 +216,9 @@ FAMILIES: dict[str, Family] = {
         rows_ref="mindplm.data.causal_rows:ROWS",
         layout_ref="mindplm.generate.text_layout:causal_layout",
         decode_ref="mindplm.nn.causal:writing_cells",
+        layouts_ref="mindplm.models.gpt1.files:LAYOUTS",
+        vocab_files=("bpe.json", "encoder_bpe_40000.json", "vocab.json"),
+        vocab_back_ref="mindplm.tokenizers.bpe:original_files",
         vocab="bpe_english.json",
         vocab_size_ref="mindplm.tokenizers.bpe:num_pieces",
     ),

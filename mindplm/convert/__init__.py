@@ -28,10 +28,9 @@ from mindplm.runtime import log
 from mindplm.tensors import LazyArray
 from mindplm.weights.lazy import lazy_ours, lazy_theirs
 from mindplm.weights.rules import Drop, Rule, plan
-from mindplm.weights.sources import open_tensors
+from mindplm.weights.sources import FileLayout, open_tensors
 from mindplm.weights.torch_io import torch_chunks
 
-_VOCABS = ("vocab.txt", "bee.txt")
 _MAX_CONFIG = 4 << 20
 _MAX_LAYERS = 4096
 
@@ -60,11 +59,12 @@ def convert(
         dtype: float16, bfloat16, float32, or keep.
         config: The original's JSON file; default: config.json beside the tensors, else a preset
             whose sizes fit exactly.
-        vocab: The vocabulary file; default: vocab.txt or bee.txt beside the tensors.
+        vocab: The vocabulary file; default: the family's usual name beside the tensors.
         words: How the tokenizer finds words where a family has several ways (bert: lower, cased or
             a regular expression; gpt1: rules, basic or exact); default: what its files say.
-        back: A flavour of the family: hf (safetensors) or another (a file that torch.load reads),
-            such as openbmb of cpm_bee.
+        back: A flavour of the family: hf (safetensors) or another (a file that torch.load reads,
+            or what the original's release has), such as openbmb of cpm_bee; megatron:2 of cpm1
+            writes two model-parallel shards.
         verify: Read all again and compare checksums of tensors.
 
     Raises:
@@ -75,7 +75,7 @@ def convert(
     if back is not None:
         entries = families.FAMILIES.values()
         known = list(dict.fromkeys(name for entry in entries for name in entry.part("flavours")))
-        if back not in known:
+        if back.partition(":")[0] not in known:
             raise ConfigError(f"back={back!r}, accepted: {', '.join(known)}")
         return _to_theirs(source, out, back, dtype, verify)
     given = (config, vocab, words)
@@ -99,7 +99,7 @@ def _to_ours(
             f"{source} is a checkpoint of this library already; to bring it back into another "
             f"project's form say which: {', '.join(entry.part('flavours'))} (--back)"
         )
-    theirs, paths = open_tensors(source)
+    theirs, paths = open_tensors(source, _layouts(entry))
     if are_adapters(theirs):
         raise CheckpointError(
             f"{source} holds LoRA adapters, not a model; use convert_lora (the command line knows "
@@ -146,7 +146,8 @@ def _to_ours(
 def _tokenizer(
     entry: families.Family, folder: Path, given: str | Path | None, words: str | None
 ) -> Any:
-    places = [Path(given)] if given is not None else [folder / name for name in _VOCABS]
+    names = entry.vocab_files
+    places = [Path(given)] if given is not None else [folder / name for name in names]
     found = [path for path in places if path.is_file()]
     if not found:
         raise CheckpointError(
@@ -216,14 +217,38 @@ def _dropped(rules: Sequence[Rule], theirs: Mapping[str, LazyArray]) -> tuple[st
 # --- ours to theirs -------------------------------------------------------------------------------
 
 
-def _to_theirs(source: Path, out: Path, flavour: str, dtype: str, verify: bool) -> Report:
+def _layouts(entry: families.Family) -> list[FileLayout]:
+    return list(entry.part("layouts").values()) if entry.layouts_ref else []
+
+
+def _flavour_of(back: str, entry: families.Family) -> tuple[str, FileLayout | None, int]:
+    """A flavour, its own layout of files if it has one, and the number of shards asked for."""
+    flavour, _, number = back.partition(":")
+    layout = entry.part("layouts").get(flavour) if entry.layouts_ref else None
+    if flavour not in entry.part("flavours"):
+        raise ConfigError(f"back={back!r}, accepted: {', '.join(entry.part('flavours'))}")
+    if number and not (number.isdecimal() and int(number) > 0 and flavour == "megatron"):
+        raise ConfigError(
+            f"back={back!r}: a number of shards, at least 1, goes with megatron: megatron:2"
+        )
+    return flavour, layout, int(number or 0)
+
+
+def _vocab_back(saved: checkpoint.Checkpoint, entry: families.Family, flavour: str) -> Any:
+    """The vocabulary files that go beside the original's tensors."""
+    if not entry.vocab_back_ref:
+        return {name: (saved.folder / name).read_bytes() for name in saved.tokenizer_files}
+    tokenizer = entry.part("tokenizer").from_file(saved.folder / saved.tokenizer_files[0])
+    return entry.part("vocab_back")(tokenizer, flavour)
+
+
+def _to_theirs(source: Path, out: Path, back: str, dtype: str, verify: bool) -> Report:
     saved = checkpoint.read(source)
     try:
         entry, model = families.family(saved.family), saved.model()
     except (KeyError, TypeError, AttributeError):
         raise CheckpointError(f"{saved.folder / 'model.yaml'} is damaged") from None
-    if flavour not in entry.part("flavours"):
-        raise ConfigError(f"back={flavour!r}, accepted: {', '.join(entry.part('flavours'))}")
+    flavour, layout, ranks = _flavour_of(back, entry)
     rules = entry.part("rules")(model, flavour)
     kept = saved.lazy_weights(widen=False)
     shapes = {name: tuple(shape) for name, shape in entry.part("shapes")(model).items()}
@@ -235,14 +260,16 @@ def _to_theirs(source: Path, out: Path, flavour: str, dtype: str, verify: bool) 
     kinds = {dtype_name(array.dtype) for array in ours.values()}
     start = time.perf_counter()
     with shown, files.new_folder(out, tensors.num_bytes(theirs) + (64 << 10)) as writer:
-        for name in saved.tokenizer_files:
-            writer.write(name, [(saved.folder / name).read_bytes()])
+        for name, data in _vocab_back(saved, entry, flavour).items():
+            writer.write(name, [data])
         settings = entry.part("to_original")(model, flavour, half=kinds == {"float16"})
         if flavour == "hf":
             settings["torch_dtype"] = min(kinds) if len(kinds) == 1 else "float32"
         text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
         writer.write("config.json", [text.encode()])
-        if flavour == "hf":
+        if layout is not None:
+            layout.write(writer, theirs, ranks)
+        elif flavour == "hf":
             tensors.write_arrays(writer, "model", theirs, tensors.SHARD_BYTES, reader="pt")
         else:
             writer.write("pytorch_model.bin", torch_chunks(theirs, "pytorch_model"))
@@ -252,5 +279,5 @@ def _to_theirs(source: Path, out: Path, flavour: str, dtype: str, verify: bool) 
     if not verify:
         return report
     files.verify(out)
-    again = lazy_ours(rules, open_tensors(out)[0], shapes)
+    again = lazy_ours(rules, open_tensors(out, _layouts(entry))[0], shapes)
     return dataclasses.replace(report, verified=compare(ours, again, out))

@@ -20,6 +20,10 @@ SPECIALS = (START, DELIMITER, EXTRACT)
 """Marks of the fine-tuning inputs of GPT-1."""
 _MERGE_FILES = ("vocab_40000.bpe", "merges.txt")
 _VOCAB_FILES = (VOCAB_FILE, "encoder_bpe_40000.json", "vocab.json")
+_ORIGINAL_FILES = {
+    "openai": ("encoder_bpe_40000.json", "vocab_40000.bpe"),
+    "hf": ("vocab.json", "merges.txt"),
+}
 _CACHED = 1 << 16
 
 
@@ -172,6 +176,14 @@ class BpeTokenizer:
 def num_pieces(path: Path) -> int:
     """Entries of a vocabulary file."""
     return BpeTokenizer.from_file(path).vocab_size
+
+
+def original_files(tokenizer: BpeTokenizer, flavour: str) -> dict[str, bytes]:
+    """The files of the original (openai) or of the HF port, which `from_file` reads as well."""
+    pieces, merges = _ORIGINAL_FILES["openai" if flavour == "openai" else "hf"]
+    lines = ["#version: 0.2", *map(" ".join, tokenizer.merges), ""]
+    text = json.dumps(tokenizer.pieces, ensure_ascii=flavour == "openai") + "\n"
+    return {pieces: text.encode(), merges: "\n".join(lines).encode()}
 
 
 def merged(parts: list[str], pair: tuple[str, str]) -> list[str]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Callable
 
 from mindplm.errors import CheckpointError
-from mindplm.tensors import LazyArray, open_file, open_indexed
+from mindplm.files import FolderWriter
+from mindplm.tensors import Array, LazyArray, open_file, open_indexed
 from mindplm.weights.torch_io import open_torch
 
 _INDEX = ".index.json"
@@ -16,13 +19,31 @@ _KINDS = (("model", "safetensors"), ("pytorch_model", "bin"))
 _ENDINGS = ("safetensors", "bin", "pt", "pth", "ckpt")
 _SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)\.\w+")
 
+Opened = tuple[dict[str, LazyArray], list[Path]]
+"""Tensors by name, and the files that they are in."""
 
-def open_tensors(path: Path) -> tuple[dict[str, LazyArray], list[Path]]:
+
+@dataclass(frozen=True)
+class FileLayout:
+    """A way of one family's originals to lay tensors into files, beside those that all share.
+
+    Attributes:
+        open: Opens what is at a path; None if it is not laid out so.
+        write: (writer, tensors by the original's names, parts) -> None; parts is the number of
+            model-parallel shards, 0 for the usual number.
+    """
+
+    open: Callable[[Path], Opened | None]
+    write: Callable[[FolderWriter, Mapping[str, Array], int], None]
+
+
+def open_tensors(path: Path, layouts: Sequence[FileLayout] = ()) -> Opened:
     """Opens every tensor of a checkpoint; values are read when they are used.
 
     Args:
         path: A .bin, .pt or .safetensors file, an index (*.index.json) of several, or a folder
             that holds these under the names that HF gives them, or a single one.
+        layouts: Further ways to lay them out; they are tried first.
 
     Returns:
         Name to lazy array, and the files.
@@ -32,6 +53,10 @@ def open_tensors(path: Path) -> tuple[dict[str, LazyArray], list[Path]]:
     """
     if not path.exists():
         raise CheckpointError(f"{path}: no such file or folder")
+    for layout in layouts:
+        found = layout.open(path)
+        if found is not None:
+            return found
     if path.is_dir():
         return _open_folder(path)
     if path.name.endswith(_INDEX):

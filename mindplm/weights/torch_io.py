@@ -36,11 +36,12 @@ _LIST_OF_NAMES = 6
 # --- reading --------------------------------------------------------------------------------------
 
 
-def open_torch(path: Path) -> dict[str, LazyArray]:
+def open_torch(path: Path, inside: str = "") -> dict[str, LazyArray]:
     """Opens a PyTorch file that holds a flat dictionary of tensors.
 
     Args:
         path: A .bin or .pt file.
+        inside: Key of the dictionary of tensors in a larger one, whose other entries are left out.
 
     Returns:
         Name to lazy array, in the file's order; bfloat16 as tensors.BF16. Tensors that share all
@@ -59,7 +60,7 @@ def open_torch(path: Path) -> dict[str, LazyArray]:
     try:
         big = _is_big_endian(path, members.get(f"{prefix}byteorder"))
         tree = read_pickle(_bytes(path, members[f"{prefix}data.pkl"], _MAX_PICKLE))
-        found = _flat(tree)
+        found = _flat(_inner(tree, inside))
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
     storages = _Storages(path, members, prefix, big)
@@ -91,6 +92,15 @@ def _prefix(path: Path, members: Mapping[str, Member]) -> str:
             f"{path} is a TorchScript program; expected a state dict written by torch.save"
         )
     return prefix
+
+
+def _inner(tree: Any, key: str) -> Any:
+    """The entry of a dictionary; the dictionary itself if no key is given."""
+    if not key:
+        return tree
+    if type(tree) is not dict or key not in tree:
+        raise CheckpointError(f"expected a dictionary with an entry {key!r}")
+    return tree[key]
 
 
 def _flat(tree: Any) -> dict[str, Tensor]:
@@ -199,12 +209,15 @@ def _plain_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
 _CODES = {dtype: name for name, dtype in STORAGES.items()}
 
 
-def torch_chunks(arrays: Mapping[str, Array], prefix: str = "archive") -> Iterator[bytes]:
+def torch_chunks(
+    arrays: Mapping[str, Array], prefix: str = "archive", inside: str = ""
+) -> Iterator[bytes]:
     """The bytes of a PyTorch file, part by part; names of one array object share its storage.
 
     Args:
         arrays: Name to array.
         prefix: Name of the folder inside the file, as torch.save gives it.
+        inside: Key under which the dictionary of tensors is put into another one.
     """
     keys: dict[int, str] = {}
     storages: dict[str, Array] = {}
@@ -212,7 +225,7 @@ def torch_chunks(arrays: Mapping[str, Array], prefix: str = "archive") -> Iterat
         if id(array) not in keys:
             keys[id(array)] = str(len(keys))
             storages[keys[id(array)]] = array
-    text = _pickle({name: (keys[id(array)], array) for name, array in arrays.items()})
+    text = _pickle({name: (keys[id(array)], array) for name, array in arrays.items()}, inside)
 
     def members() -> Iterator[tuple[str, int, Iterator[bytes | memoryview]]]:
         yield f"{prefix}/data.pkl", len(text), iter([text])
@@ -229,9 +242,9 @@ def _parts(array: Array) -> Iterator[memoryview]:
         yield piece.view(np.uint8).data
 
 
-def _pickle(arrays: Mapping[str, tuple[str, Array]]) -> bytes:
+def _pickle(arrays: Mapping[str, tuple[str, Array]], inside: str = "") -> bytes:
     """A pickle, protocol 2, of a dictionary of tensors as torch.save describes them."""
-    out = [b"\x80\x02}"]
+    out = [b"\x80\x02}", *([_text(inside), b"}"] if inside else [])]
     for name, (key, array) in arrays.items():
         dtype = array.dtype.newbyteorder("<")
         storage = _CODES.get(dtype)
@@ -242,7 +255,7 @@ def _pickle(arrays: Mapping[str, tuple[str, Array]]) -> bytes:
         out += [_text("storage"), _global(storage), _text(key), _text("cpu"), _int(size), b"tQ"]
         out += [_int(0), _ints(array.shape), _ints(_plain_strides(array.shape)), b"\x89"]
         out += [_global(ORDERED_DICT), b")RtRs"]
-    return b"".join([*out, b"."])
+    return b"".join([*out, b"s." if inside else b"."])
 
 
 def _text(value: str) -> bytes:

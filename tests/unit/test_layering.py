@@ -26,7 +26,7 @@ GROUPS = {
     "weights": "files",
     "tokenizers": "assets",
     "runtime": "config",
-    "models": "config nn weights",
+    "models": "config nn weights files",
     "data": "config runtime tokenizers assets files weights",
     "families": "config models data tokenizers assets",
     "checkpoint": "config runtime families weights files",

@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", help="a checkpoint, or a run folder for its newest one")
     parser.add_argument("--count", type=int, default=64, help="poems (default 64)")
     parser.add_argument("--show", type=int, default=4, help="poems that are printed (default 4)")
-    parser.add_argument("--temperature", type=float, default=0.8, help="default 0.8")
+    parser.add_argument("--temperature", type=float, default=0.7, help="default 0.7")
     parser.add_argument("--seed", type=int, default=1, help="default 1")
     parser.add_argument("--json", action="store_true", help="print one JSON object with all poems")
     args = parser.parse_args(argv)

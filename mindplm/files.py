@@ -90,12 +90,7 @@ def new_folder(target: Path, needed_bytes: int) -> Iterator[FolderWriter]:
     Raises:
         CheckpointError: No space is left.
     """
-    parent = target.parent
-    _make_parent(parent)
-    clean(parent)
-    free = shutil.disk_usage(parent).free
-    if free < needed_bytes:
-        raise _full(target, needed_bytes, free)
+    parent = _ready(target, needed_bytes)
     folder, lock = _temporary(target)
     try:
         writer = FolderWriter(folder)
@@ -113,11 +108,18 @@ def new_folder(target: Path, needed_bytes: int) -> Iterator[FolderWriter]:
     clean(parent)
 
 
-def _make_parent(parent: Path) -> None:
+def _ready(target: Path, needed_bytes: int) -> Path:
+    """The folder that `target` is to be in, made, cleaned and with the space that is needed."""
+    parent = target.parent
     try:
         parent.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
         raise CheckpointError(f"{parent} is a file, expected a folder to write in") from None
+    clean(parent)
+    free = shutil.disk_usage(parent).free
+    if free < needed_bytes:
+        raise _full(target, needed_bytes, free)
+    return parent
 
 
 def put_in_place(folder: Path, target: Path) -> None:
@@ -140,12 +142,7 @@ def work_folder(target: Path, needed_bytes: int) -> Iterator[Path]:
     Raises:
         CheckpointError: Another process works there, or no space is left.
     """
-    parent = target.parent
-    _make_parent(parent)
-    clean(parent)
-    free = shutil.disk_usage(parent).free
-    if free < needed_bytes:
-        raise _full(target, needed_bytes, free)
+    parent = _ready(target, needed_bytes)
     folder = parent / f"{_WORK}{target.name}"
     folder.mkdir(exist_ok=True)
     with only_process(folder / "lock"):

@@ -46,6 +46,8 @@ class Chunk:
         data: Its contents, if they were unpacked; else they are read from the file.
         header: Names of the columns of a table.
         source: Number of the source; set by who spreads the work.
+        part: Only the documents at random places from one bound on to below another are drawn
+            from, and the number of that draw; None: all, as often as the source says.
     """
 
     file: int
@@ -59,6 +61,7 @@ class Chunk:
     data: bytes | None = field(default=None, repr=False)
     header: tuple[str, ...] = ()
     source: int = 0
+    part: tuple[float, float, int] | None = None
 
     def content(self) -> bytes:
         """The bytes of the chunk."""

@@ -41,7 +41,7 @@ class _Step(NamedTuple):
     epochs: np.ndarray
 
 
-class _Share(NamedTuple):
+class Share(NamedTuple):
     """Rows of a rank in a full batch, its number, and the number of ranks."""
 
     size: int
@@ -89,9 +89,12 @@ class RowStream:
     ):
         self.folder = _opened(folder, verify)
         self.shape = _checked_shape(self.folder, shape)
-        _check_batch(batch_size, rank, world)
-        self._seed, self._share = seed, _Share(batch_size // world, rank, world)
+        check_batch(batch_size, rank, world)
+        self._seed, self._share = seed, Share(batch_size // world, rank, world)
         self._steps = _train_steps(self.folder, seed, batch_size, start_step)
+        self._start(prefetch)
+
+    def _start(self, prefetch: int) -> None:
         self._queue: queue.Queue[Batch | BaseException] = queue.Queue(max(1, prefetch))
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._work, name="rows", daemon=True)
@@ -131,10 +134,12 @@ class RowStream:
     ) -> None:
         self.close()
 
+    def _made(self) -> Iterator[Batch]:
+        return _batches(self.folder, self._steps, self._share, self.shape, self._seed)
+
     def _work(self) -> None:
         try:
-            batches = _batches(self.folder, self._steps, self._share, self.shape, self._seed)
-            for batch in batches:
+            for batch in self._made():
                 if not self._put(batch):
                     return
         except BaseException as error:  # handed to the consumer, whatever it is
@@ -178,9 +183,9 @@ def eval_batches(
     """
     opened = _opened(folder, verify)
     shape = _checked_shape(opened, shape)
-    _check_batch(batch_size, rank, world)
+    check_batch(batch_size, rank, world)
     number = min(max_rows, len(opened)) if max_rows else len(opened)
-    share = _Share(batch_size // world, rank, world)
+    share = Share(batch_size // world, rank, world)
     steps = _eval_steps(opened, number, batch_size)
     ext = merge_pairs(map(opened.index.pairs, range(number)))
     return _batches(opened, steps, share, shape, _EVAL_SEED, ext)
@@ -236,7 +241,7 @@ def _step(folder: RowFolder, step: int, rows: np.ndarray, epochs: np.ndarray) ->
 def _batches(
     folder: RowFolder,
     steps: Iterator[_Step],
-    share: _Share,
+    share: Share,
     shape: RowShape,
     seed: int,
     ext: tuple[np.ndarray, np.ndarray] | None = None,
@@ -297,7 +302,8 @@ def _checked_shape(folder: RowFolder, shape: RowShape | None) -> RowShape:
     return shape
 
 
-def _check_batch(batch_size: int, rank: int, world: int) -> None:
+def check_batch(batch_size: int, rank: int, world: int) -> None:
+    """Refuses a batch that the ranks cannot share, or a rank that is none."""
     if batch_size < 1 or batch_size % world:
         raise ConfigError(f"batch_size={batch_size}, expected a multiple of the {world} processes")
     if not 0 <= rank < world:

@@ -8,9 +8,13 @@ from typing import Any
 from mindplm.config import RunConfig, SourceConfig
 from mindplm.data.fingerprint import check_fresh, is_fresh
 from mindplm.data.kinds import RowKind
-from mindplm.data.mixture import Entry, read_mixture
+from mindplm.data.loader import RowStream
+from mindplm.data.mixture import Entry, MixtureFile, read_mixture
 from mindplm.data.preprocess import preprocess
 from mindplm.data.records import RowFolder, open_folder, read_manifest
+from mindplm.data.segments import StreamPlan
+from mindplm.data.sources import SourceReader
+from mindplm.data.streaming import StreamedRows, StreamRows
 from mindplm.errors import ConfigError
 from mindplm.runtime import log
 
@@ -34,6 +38,10 @@ def run(config: RunConfig, tokenizer: Any, kind: RowKind) -> dict[str, dict[str,
         if not sources:
             continue
         settings, data = kind.settings(config, split), config.data
+        if data.stream and split == "train":
+            names = stream_rows(config, tokenizer, kind).task_names
+            log.info("%s: training rows are drawn while training: %s", folder, ", ".join(names))
+            continue
         if is_fresh(folder, sources, tokenizer, settings, kind, data.dedup):
             rows = read_manifest(folder)["rows"]
             log.info("%s: %d rows are there and up to date", folder, rows)
@@ -64,6 +72,51 @@ def rows(config: RunConfig, tokenizer: Any, split: str, kind: RowKind) -> RowFol
     settings = kind.settings(config, split)
     check_fresh(folder, sources, tokenizer, settings, kind, config.data.dedup)
     return open_folder(folder, kind=kind)
+
+
+def train_rows(config: RunConfig, tokenizer: Any, kind: RowKind) -> RowFolder | StreamRows:
+    """The prepared training rows of a run, or the stream that they come from."""
+    if config.data.stream:
+        return stream_rows(config, tokenizer, kind)
+    return rows(config, tokenizer, "train", kind)
+
+
+def stream_rows(config: RunConfig, tokenizer: Any, kind: RowKind) -> StreamRows:
+    """The stream of a run's training rows; its mixture file is watched.
+
+    Raises:
+        UserError: A source or the mixture cannot be used.
+    """
+    data = config.data
+    if data.dedup:
+        raise ConfigError("data.dedup=true needs prepared rows (data.stream=false)")
+    mixture = MixtureFile(data.mixture) if data.mixture else None
+
+    def sources() -> list[SourceConfig]:
+        if mixture is not None:
+            mixture.refresh()
+        entries = mixture.entries if mixture is not None else []
+        return kind.sources([*data.train, *map(source_of, entries)])
+
+    for source in sources():
+        SourceReader(source)
+    plan = StreamPlan(
+        Path(data.folder) / "stream",
+        sources,
+        tokenizer,
+        kind.settings(config, "train"),
+        kind,
+        data.workers,
+        data.strict,
+    )
+    return StreamRows(plan)
+
+
+def open_stream(rows: RowFolder | StreamRows, **keys: Any) -> RowStream:
+    """The training batches of one rank; the arguments are those of `RowStream`."""
+    if isinstance(rows, StreamRows):
+        return StreamedRows(rows, **keys)
+    return RowStream(rows, **keys)
 
 
 def sources_of(config: RunConfig, split: str) -> list[SourceConfig]:

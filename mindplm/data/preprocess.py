@@ -27,7 +27,6 @@ from mindplm.config import SourceConfig
 from mindplm.data import row_writer
 from mindplm.data.bee_rows import ROWS
 from mindplm.data.chunks import Chunk
-from mindplm.data.documents import Problem
 from mindplm.data.draw import task_names
 from mindplm.data.fingerprint import fingerprint, source_names
 from mindplm.data.kinds import RowKind, RowSettings
@@ -36,7 +35,7 @@ from mindplm.data.report import Report
 from mindplm.data.row_writer import NoSpaceError, RowWriter, check_target, written_at
 from mindplm.data.sources import SourceReader
 from mindplm.data.spool import BUCKET_BYTES, MOST_BUCKETS, Buckets
-from mindplm.data.stages import BucketStage, ChunkResult, ChunkStage
+from mindplm.data.stages import BucketStage, ChunkStage, accepted
 from mindplm.errors import DataError, UserError
 from mindplm.files import FolderWriter
 from mindplm.runtime import log
@@ -220,8 +219,12 @@ class _Job:
                    disable=self.show, desc="read and draw")  # fmt: skip
         with bar:
             for result in ordered_map(stage, self._chunks(done), self.workers):
-                self._take(result, buckets)
                 chunk = result.chunk
+                name = self.names[chunk.source]
+                for bucket, data in accepted(
+                    result, self.report, name, max_ext=self._max_ext, strict=self.strict
+                ):
+                    buckets.add(bucket, data)
                 same = [chunk.source, chunk.file] == done[:2]
                 done = [chunk.source, chunk.file, done[2] + 1 if same else 1]
                 bar.update(chunk.read_bytes)
@@ -238,42 +241,6 @@ class _Job:
                 chunks = itertools.islice(chunks, skip, None)
             for chunk in chunks:
                 yield dataclasses.replace(chunk, source=number)
-
-    def _take(self, result: ChunkResult, buckets: Buckets) -> None:
-        report, name = self.report, self.names[result.chunk.source]
-        report.count(name, result.numbers)
-        report.notes.update(result.notes)
-        for count, first in result.problems.values():
-            self._refuse(first[0], 1)
-            for problem in first[1:]:
-                report.problem(problem)
-            report.invalid[first[0].reason]["count"] += count - len(first)
-        left = self._bursting(result)
-        for number, (bucket, data) in enumerate(result.entries):
-            if number not in left:
-                buckets.add(bucket, data)
-
-    def _bursting(self, result: ChunkResult) -> set[int]:
-        """Numbers of the entries that would burst the extension table of some batch."""
-        report, left = self.report, set()
-        for number, subs, place in result.subs:
-            merged = report.room(subs)
-            need = sum(merged.values())
-            if need > self._max_ext:
-                left.add(number)
-                message = (
-                    f"record of {sum(subs.values())} numbered or unknown tokens; with those of "
-                    f"the other records a batch may need {need}, max_ext is {self._max_ext}"
-                )
-                self._refuse(Problem(place, "too many indexed tokens", message))
-            else:
-                report.largest_subs = merged
-        return left
-
-    def _refuse(self, problem: Problem, count: int = 1) -> None:
-        if self.strict:
-            raise DataError(str(problem))
-        self.report.problem(problem, count)
 
     # The second part: from buckets to rows.
 
@@ -302,8 +269,7 @@ class _Job:
 
     def _nothing(self) -> str:
         places = ", ".join(file.label for reader in self.readers for file in reader.files[:3])
-        first = [entry["first"][0] for entry in self.report.invalid.values()]
-        return f"{places}: nothing in it can be used; {'; '.join(first) or 'no documents'}"
+        return f"{places}: nothing in it can be used; {self.report.first_problems()}"
 
 
 def _num_buckets(

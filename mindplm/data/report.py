@@ -46,6 +46,10 @@ class Report:
         if len(entry["first"]) < EXAMPLES:
             entry["first"].append(str(problem))
 
+    def first_problems(self) -> str:
+        """The first thing of each kind that could not be used, in words."""
+        return "; ".join(entry["first"][0] for entry in self.invalid.values()) or "no documents"
+
     def count(self, source: str, numbers: Mapping[str, int]) -> None:
         """Adds to the counts of a source and to the sums."""
         self.counts.update(numbers)

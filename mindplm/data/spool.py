@@ -109,14 +109,18 @@ class Buckets:
         self._waiting, self._bytes = {}, 0
 
 
+def unpacked(data: bytes, at: int = 0) -> Entry:
+    """The entry that begins at a place of packed ones."""
+    length, key, number, source, draw, is_record = _HEAD.unpack_from(data, at)
+    at += _HEAD.size
+    return Entry(key, number, source, draw, is_record, data[at : at + length])
+
+
 def read_bucket(path: Path) -> Iterator[Entry]:
     """The entries of a bucket in the order in which they were added."""
-    if not path.is_file():
-        return
-    data = path.read_bytes()
+    data = path.read_bytes() if path.is_file() else b""
     at = 0
     while at < len(data):
-        length, key, number, source, draw, is_record = _HEAD.unpack_from(data, at)
-        at += _HEAD.size
-        yield Entry(key, number, source, draw, is_record, data[at : at + length])
-        at += length
+        entry = unpacked(data, at)
+        yield entry
+        at += _HEAD.size + len(entry.data)

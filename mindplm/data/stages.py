@@ -28,6 +28,7 @@ from mindplm.data.row_writer import RowBlock
 from mindplm.data.sources import Wanted
 from mindplm.data.spool import Entry, bucket_of, key_of, packed, read_bucket
 from mindplm.data.tasks import generator
+from mindplm.errors import DataError
 
 _OPEN_ROWS = 128
 
@@ -56,6 +57,48 @@ class ChunkResult:
         """Counts something that could not be used."""
         count, first = self.problems.get(problem.reason, (0, []))
         self.problems[problem.reason] = (count + 1, (first + [problem])[:EXAMPLES])
+
+
+def accepted(
+    result: ChunkResult, report: Report, name: str, *, max_ext: int, strict: bool
+) -> list[tuple[int, bytes]]:
+    """Counts what came of a chunk; returns the entries that burst no extension table.
+
+    Args:
+        result: What came of it.
+        report: The counts.
+        name: Name of the source.
+        max_ext: Most extra classes of a batch, whichever rows are in it.
+        strict: Stop at the first thing that cannot be used.
+
+    Raises:
+        DataError: Something cannot be used, and `strict` is set.
+    """
+    report.count(name, result.numbers)
+    report.notes.update(result.notes)
+    for count, first in result.problems.values():
+        if strict:
+            raise DataError(str(first[0]))
+        for problem in first:
+            report.problem(problem)
+        report.invalid[first[0].reason]["count"] += count - len(first)
+    left = set()
+    for number, subs, place in result.subs:
+        merged = report.room(subs)
+        need = sum(merged.values())
+        if need <= max_ext:
+            report.largest_subs = merged
+            continue
+        message = (
+            f"record of {sum(subs.values())} numbered or unknown tokens; with those of the other "
+            f"records a batch may need {need}, max_ext is {max_ext}"
+        )
+        problem = Problem(place, "too many indexed tokens", message)
+        if strict:
+            raise DataError(str(problem))
+        report.problem(problem)
+        left.add(number)
+    return [entry for number, entry in enumerate(result.entries) if number not in left]
 
 
 class ChunkStage:
@@ -94,19 +137,26 @@ class ChunkStage:
         items = [(number, wanted.check(item)) for number, item in documents_of(chunk)]
         good = [(number, item) for number, item in items if isinstance(item, Document)]
         others = [item for _, item in good] if self._shows[source] else []
+        first = chunk.part is None or chunk.part[::2] == (0.0, 0)
         for _, item in items:
-            if isinstance(item, Problem):
+            if first and isinstance(item, Problem):
                 result.problem(item)
         for number, document in good:
             number += chunk.file << 40
-            result.numbers["documents"] += 1
-            works = [
-                Work(source, number, draw, document, others)
-                for draw in range(self._num_draws(source, number, document.weight))
-            ]
+            draws = self._wanted_draws(chunk, number, document.weight)
+            result.numbers["documents"] += bool(draws) or chunk.part is None
+            works = [Work(source, number, draw, document, others) for draw in draws]
             for work, drawn in zip(works, self._drawer.many(works)):
                 self._take(work, drawn, result)
         return result
+
+    def _wanted_draws(self, chunk: Chunk, number: int, weight: float) -> Sequence[int]:
+        """Numbers of the draws from a document."""
+        if chunk.part is None:
+            return range(self._num_draws(chunk.source, number, weight))
+        name, (low, high, draw) = self._names[chunk.source], chunk.part
+        place = generator(self._seed, f"{name} place in a chunk", number, draw).random()
+        return [draw] if low <= place < high else []
 
     def _num_draws(self, source: int, number: int, weight: float) -> int:
         wanted = self._draws[source] * weight
@@ -164,6 +214,8 @@ class BucketStage:
         settings: Shape and seed are used.
         names: Names of the sources.
         labels: Names of the tasks by the numbers that instances have.
+        order: The names by the numbers that rows get, a label that is not among them the last
+            number; None: all labels, sorted.
         dedup: Whether to leave out documents that the bucket has already.
     """
 
@@ -175,18 +227,25 @@ class BucketStage:
         names: Sequence[str],
         *,
         labels: Sequence[str],
-        dedup: bool,
+        order: Sequence[str] | None = None,
+        dedup: bool = False,
     ):
         self._folder, self._kind, self._settings = folder, kind, settings
         self._names, self._labels, self._dedup = list(names), list(labels), dedup
-        places = {label: number for number, label in enumerate(sorted(set(labels)))}
-        self._places = np.array([places[label] for label in labels], np.int32)
+        order = sorted(set(labels)) if order is None else order
+        places = {label: number for number, label in enumerate(order)}
+        last = len(order) - 1
+        self._places = np.array([places.get(label, last) for label in labels], np.int32)
 
     def __call__(self, bucket: int) -> BucketResult:
         """The rows of a bucket."""
+        entries = list(read_bucket(self._folder / str(bucket)))
+        return self.pack(entries, generator(self._settings.seed, "order of a bucket", bucket, 0))
+
+    def pack(self, entries: list[Entry], rng: np.random.Generator) -> BucketResult:
+        """The rows of instances that a generator shuffles."""
         report = Report(self._names, self._settings.shape.seq_len)
-        entries = self._different(list(read_bucket(self._folder / str(bucket))), report)
-        rng = generator(self._settings.seed, "order of a bucket", bucket, 0)
+        entries = self._different(entries, report)
         packer = self._kind.packer(_OPEN_ROWS, self._settings.shape)
         rows: list[Any] = []
         for place in rng.permutation(len(entries)):

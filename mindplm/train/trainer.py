@@ -53,8 +53,10 @@ class Trainer:
                 f"has {size} entries; leave model.vocab_size out"
             )
         self.kind = parts.part("rows")
-        self.rows = prepare.rows(config, self.tokenizer, "train", self.kind)
-        self.config = config = settings.with_steps(config, len(self.rows))
+        self.rows = prepare.train_rows(config, self.tokenizer, self.kind)
+        if not config.train.steps:
+            config = settings.with_steps(config, len(self.rows))
+        self.config = config
         self.model = parts.part("cell")(config.model, runtime.compute_dtype(config.runtime.dtype))
         self.loss = parts.part("loss")(self.model)
         self.shared = set(parts.part("shared_columns"))
@@ -241,7 +243,7 @@ class Trainer:
 
     def stream(self) -> RowStream:
         """The training rows of this rank from the next step on."""
-        return RowStream(
+        return prepare.open_stream(
             self.rows,
             seed=self.config.runtime.seed,
             batch_size=self.config.train.batch_size,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 from collections import deque
@@ -9,6 +10,8 @@ from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
+
+_COLLECT_EVERY = 50_000
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -75,6 +78,8 @@ def _start(function: Callable[[Any], Any]) -> tuple[BaseProcess, Connection]:
 
 def _work(function: Callable[[Any], Any], connection: Connection) -> None:
     """What a worker does until the other end of its connection is closed."""
+    gc.freeze()  # what came with the function stays; looking through it again and again takes time
+    gc.set_threshold(_COLLECT_EVERY)
     try:
         while True:
             item = connection.recv()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from bisect import bisect_right, insort
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -107,14 +108,10 @@ class CpmBeeTokenizer:
 
     def starts(self, text: str) -> list[int]:
         """Where each token of a plain text begins."""
-        if not text:
-            return []
-        found = self._find(text)
+        found = self._find(text) if text else []
         starts = [left for _, left, _ in found]
-        if self._has_unknown(text):
-            ends = [0, *(right for _, _, right in found)]
-            gaps = [end for end, start in zip(ends, [*starts, len(text)]) if start > end]
-            starts = sorted(starts + gaps)
+        for _, left, _ in reversed(self._unknown_runs(text, found)):
+            insort(starts, left)
         return starts
 
     def num_characters(self, text: str) -> int:
@@ -204,39 +201,47 @@ class CpmBeeTokenizer:
         pattern_ids = self._matcher[1]
         fake_ids: dict[str, int] | None = None
         for part, is_tag in _split(text):
-            if not is_tag and not self._has_unknown(part):
-                ids += [pattern_ids[pattern] for pattern, _, _ in self._find(part)]
-                continue
-            known = self.token_to_id.get(part) if is_tag else None
-            if known is not None:
-                ids.append(known)
-                continue
-            if fake_ids is None:
-                fake_ids = {word: i for i, word in table.items()}
-            for token in (part,) if is_tag else self._with_unknown(part):
-                if isinstance(token, str):
-                    if token not in fake_ids:
-                        fake_ids[token] = self.vocab_size + len(fake_ids)
-                        table[fake_ids[token]] = token
-                    token = fake_ids[token]
-                ids.append(token)
+            if is_tag:
+                known = self.token_to_id.get(part)
+                runs = [] if known is not None else [(0, part)]
+                own = [known] if known is not None else []
+            else:
+                found = self._find(part)
+                own = [pattern_ids[pattern] for pattern, _, _ in found]
+                runs = [
+                    (place, escape(part[left:right]))
+                    for place, left, right in self._unknown_runs(part, found)
+                ]
+            if runs:
+                if fake_ids is None:
+                    fake_ids = {word: i for i, word in table.items()}
+                for _, word in runs:
+                    if word not in fake_ids:
+                        fake_ids[word] = self.vocab_size + len(fake_ids)
+                        table[fake_ids[word]] = word
+                for place, word in reversed(runs):
+                    own.insert(place, fake_ids[word])
+            ids += own
         return ids, table
 
-    def _has_unknown(self, part: str) -> bool:
-        """Whether a text without tags has characters that no entry stands for."""
-        return self._unknown.search(part) is not None
-
-    def _with_unknown(self, part: str) -> Iterator[int | str]:
-        """Ids of a text without tags, and its runs of unknown characters."""
-        pattern_ids = self._matcher[1]
-        end = 0
-        for pattern, left, right in self._find(part):
-            if left > end:
-                yield escape(part[end:left])
-            yield pattern_ids[pattern]
-            end = right
-        if end < len(part):
-            yield escape(part[end:])
+    def _unknown_runs(
+        self, part: str, found: Sequence[tuple[int, int, int]]
+    ) -> list[tuple[int, int, int]]:
+        """Runs of characters that no entry covers: how many entries stand before; start, end."""
+        runs: list[tuple[int, int, int]] = []
+        lefts: list[int] | None = None
+        for match in self._unknown.finditer(part):  # characters without an entry of their own
+            at = match.start()
+            if lefts is None:
+                lefts = [left for _, left, _ in found]
+            place = bisect_right(lefts, at)
+            if place and found[place - 1][2] > at:
+                continue  # inside a longer entry
+            if runs and runs[-1][0] == place and runs[-1][2] == at:
+                runs[-1] = (place, runs[-1][1], at + 1)
+            else:
+                runs.append((place, at, at + 1))
+        return runs
 
     def decode(self, ids: Iterable[int], table: Mapping[int, str] | None = None) -> str:
         """Turns ids into a text that `encode` accepts (a literal `<` comes out as `<<`).

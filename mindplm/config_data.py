@@ -79,6 +79,9 @@ class DataConfig:
     """Sources of training texts."""
     mixture: str = ""
     """A mixture file (JSON as the original's, or YAML) whose entries are further sources."""
+    stream: bool = False
+    """Draw training rows while training, and not before; changes of the mixture file and of its
+    scripts then take effect in a run."""
     valid: list[SourceConfig] = field(default_factory=list)
     """Sources of validation texts; none: no validation."""
     seq_len: int = 512

@@ -90,9 +90,12 @@ def check(config: RunConfig, place: Place) -> None:
     from mindplm.data import prepare
 
     family = families.family(config.family)
-    tokenizer = family.part("tokenizer").from_file(families.vocab_path(config.tokenizer))
-    for split in ("train", "valid") if config.data.valid else ("train",):
-        prepare.rows(config, tokenizer, split, family.part("rows"))
+    vocab = families.vocab_path(config.tokenizer, config.family)
+    tokenizer = family.part("tokenizer").from_file(vocab)
+    kind = family.part("rows")
+    prepare.train_rows(config, tokenizer, kind, verify=False)  # rank 0 compares checksums
+    if config.data.valid:
+        prepare.rows(config, tokenizer, "valid", kind, verify=False)
     output = Path(config.train.output)
     if place.node == 0:
         check_output(output, config)

@@ -11,7 +11,7 @@ from mindplm.data.kinds import RowKind
 from mindplm.data.loader import RowStream
 from mindplm.data.mixture import Entry, MixtureFile, read_mixture
 from mindplm.data.preprocess import preprocess
-from mindplm.data.records import RowFolder, open_folder, read_manifest
+from mindplm.data.records import RowFolder, open_folder, read_manifest, verify_folder
 from mindplm.data.segments import StreamPlan
 from mindplm.data.sources import SourceReader
 from mindplm.data.streaming import StreamedRows, StreamRows
@@ -60,8 +60,17 @@ def run(config: RunConfig, tokenizer: Any, kind: RowKind) -> dict[str, dict[str,
     return reports
 
 
-def rows(config: RunConfig, tokenizer: Any, split: str, kind: RowKind) -> RowFolder:
+def rows(
+    config: RunConfig, tokenizer: Any, split: str, kind: RowKind, *, verify: bool = True
+) -> RowFolder:
     """Opens the prepared rows of a run.
+
+    Args:
+        config: The run's settings.
+        tokenizer: The family's.
+        split: train or valid.
+        kind: What the family's rows are.
+        verify: Compare checksums; without, `verify` must do it before rows are read.
 
     Raises:
         DataError: They are not there, damaged, or made from something else.
@@ -71,14 +80,27 @@ def rows(config: RunConfig, tokenizer: Any, split: str, kind: RowKind) -> RowFol
         raise ConfigError(f"data.{split} names no sources")
     settings = kind.settings(config, split)
     check_fresh(folder, sources, tokenizer, settings, kind, config.data.dedup)
-    return open_folder(folder, kind=kind)
+    return open_folder(folder, kind=kind, verify=verify)
 
 
-def train_rows(config: RunConfig, tokenizer: Any, kind: RowKind) -> RowFolder | StreamRows:
+def verify(config: RunConfig) -> None:
+    """Compares the prepared rows of a run with their checksums.
+
+    Raises:
+        DataError: A file is missing or damaged.
+    """
+    for split in SPLITS:
+        if sources_of(config, split) and not (config.data.stream and split == "train"):
+            verify_folder(_folder(config, split))
+
+
+def train_rows(
+    config: RunConfig, tokenizer: Any, kind: RowKind, *, verify: bool = True
+) -> RowFolder | StreamRows:
     """The prepared training rows of a run, or the stream that they come from."""
     if config.data.stream:
         return stream_rows(config, tokenizer, kind)
-    return rows(config, tokenizer, "train", kind)
+    return rows(config, tokenizer, "train", kind, verify=verify)
 
 
 def stream_rows(config: RunConfig, tokenizer: Any, kind: RowKind) -> StreamRows:

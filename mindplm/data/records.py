@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -135,13 +135,22 @@ def open_folder(folder: str | Path, *, kind: RowKind = ROWS, verify: bool = True
     found = facts.get("kind", ROWS.name)
     if found != kind.name:
         raise DataError(f"{path}: holds rows of {found}, expected those of {kind.name}; {_AGAIN}")
-    try:
-        files.verify(path, None if verify else (FACTS, INDEX))
-    except CheckpointError as error:
-        raise DataError(f"{error}; {_AGAIN}") from None
+    verify_folder(path, None if verify else (FACTS, INDEX))
     with np.load(path / INDEX) as arrays:
         index = Index(dict(arrays))
     return RowFolder(path, facts, index, kind)
+
+
+def verify_folder(folder: Path, names: Sequence[str] | None = None) -> None:
+    """Compares files of a folder of rows, all if none are named, with their checksums.
+
+    Raises:
+        DataError: One is missing or damaged.
+    """
+    try:
+        files.verify(folder, names)
+    except CheckpointError as error:
+        raise DataError(f"{error}; {_AGAIN}") from None
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ segment on.
 
   stream.json      settings of the stream, names of the tasks
   journal.jsonl    the segments
+  lock             is held by the run that makes them
   0, 1, ...        folders of rows; those behind a run are removed
 """
 
@@ -21,6 +22,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from mindplm.config import SourceConfig
 from mindplm.data.bee_rows import ROWS
@@ -41,7 +44,7 @@ from mindplm.files import replace_file, sha256_of
 from mindplm.runtime import log
 from mindplm.strict import Source, build, to_plain
 
-HEADER, JOURNAL = "stream.json", "journal.jsonl"
+HEADER, JOURNAL, LOCK = "stream.json", "journal.jsonl", "lock"
 LATER = "later tasks"
 """Name of tasks that came into the mixture after the stream began."""
 SEGMENT_BYTES = 1 << 24
@@ -128,7 +131,8 @@ class SegmentMaker:
             if known is not None:
                 log.warning("%s: the settings changed, so its rows are drawn anew", self._folder)
             for path in self._folder.iterdir():
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                if path.name != LOCK:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
             replace_file(self._folder / HEADER, json.dumps(header).encode("utf-8"))
             known = header
         assert known is not None
@@ -140,20 +144,40 @@ class SegmentMaker:
         """The rows of a segment; they are made if they are not there.
 
         Raises:
-            DataError: A source cannot be read, or nothing in a segment can be used.
+            DataError: A source cannot be read, nothing in a segment can be used, or one that is
+                gone cannot be drawn again because its sources changed.
         """
         while len(self.journal) <= number:
             self._make_next()
         folder = self._folder / str(number)
-        if not folder.is_dir():
-            line = self.journal[number]
-            sources = [build(SourceConfig, s, "", Source(JOURNAL)) for s in line["sources"]]
-            for path, before in line["scripts"].items():
-                if _script_sums(sources).get(path) != before:
-                    log.warning("%s: changed since segment %d was made first", path, number)
-            block, _ = self._build(number, sources, line["begin"], line["subs"])
-            self._write(number, block)
+        if folder.is_dir():
+            try:
+                return open_folder(folder, kind=self._plan.kind)
+            except DataError as error:
+                log.warning("%s; its rows are drawn again", str(error).partition(";")[0])
+        self._make_again(number)
         return open_folder(folder, kind=self._plan.kind)
+
+    def _make_again(self, number: int) -> None:
+        """Makes a segment of the journal as it was."""
+        line = self.journal[number]
+        sources = [build(SourceConfig, s, "", Source(JOURNAL)) for s in line["sources"]]
+        for path, before in line["scripts"].items():
+            if _script_sums(sources).get(path) != before:
+                log.warning("%s: changed since segment %d was made first", path, number)
+        for name, source in zip(source_names(sources), sources):
+            if len(self._chunks_of(source)) != line["begin"][name][2]:
+                raise self._changed(number, source.path)
+        block, _ = self._build(number, sources, line["begin"], line["subs"])
+        if len(block) != line["rows"]:
+            raise self._changed(number, ", ".join(source.path for source in sources))
+        self._write(number, block)
+
+    def _changed(self, number: int, what: str) -> DataError:
+        return DataError(
+            f"{self._folder}: segment {number} is gone and cannot be drawn again as it was, since "
+            f"{what} changed; go on from a later checkpoint, or remove the folder to draw anew"
+        )
 
     def remove_before(self, number: int) -> None:
         """Removes the segments before one."""
@@ -268,10 +292,8 @@ class SegmentMaker:
         for i, (name, source, chunks) in enumerate(zip(names, sources, every)):
             draw, at, _ = begin[name]
             left = max(1, round(share * source.weight * len(chunks) * _UNIT))
+            order = self._order(name, draw, len(chunks))
             while left > 0:
-                order = generator(self._plan.settings.seed, f"{name} order", draw, 0).permutation(
-                    len(chunks)
-                )
                 place, offset = divmod(at, _UNIT)
                 step = min(left, _UNIT - offset)
                 part = (offset / _UNIT, (offset + step) / _UNIT, draw)
@@ -279,8 +301,14 @@ class SegmentMaker:
                 at, left = at + step, left - step
                 if at == len(chunks) * _UNIT:
                     draw, at = draw + 1, 0
+                    order = self._order(name, draw, len(chunks))
             end[name] = [draw, at, len(chunks)]
         return end, taken
+
+    def _order(self, name: str, draw: int, num_chunks: int) -> np.ndarray:
+        """The chunks of a source as one pass takes them."""
+        rng = generator(self._plan.settings.seed, f"{name} order", draw, 0)
+        return rng.permutation(num_chunks)
 
     def _write(self, number: int, block: RowBlock) -> None:
         plan, folder = self._plan, self._folder / str(number)

@@ -7,6 +7,7 @@ segment a row is in.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import threading
 import time
@@ -20,6 +21,7 @@ from mindplm.data.loader import Batch, Info, RowStream, Share, check_batch
 from mindplm.data.packing import IGNORE, RowShape, merge_pairs
 from mindplm.data.records import RowFolder, open_folder
 from mindplm.data.segments import (
+    LOCK,
     SegmentMaker,
     StreamPlan,
     read_header,
@@ -27,6 +29,7 @@ from mindplm.data.segments import (
     same_stream,
 )
 from mindplm.errors import ConfigError, DataError
+from mindplm.files import only_process
 
 _AHEAD = 2
 _WAIT_SECONDS = 0.2
@@ -63,11 +66,18 @@ class StreamRows:
 
 
 class _Segments:
-    """The segments in turn, as one rank sees them."""
+    """The segments in turn, as one rank sees them.
 
-    def __init__(self, rows: StreamRows, rank: int):
-        self._rows, self._rank = rows, rank
+    Args:
+        rows: The stream.
+        rank: Number of this process; rank 0 makes the segments.
+        behind: Rows that another rank may be behind this one.
+    """
+
+    def __init__(self, rows: StreamRows, rank: int, behind: int):
+        self._rows, self._rank, self._behind = rows, rank, behind
         self._stopped = threading.Event()
+        self._lock = contextlib.ExitStack()
         self._current = 0
         self._error: BaseException | None = None
         self._maker: SegmentMaker | None = None
@@ -76,6 +86,7 @@ class _Segments:
     def start(self, first_row: int) -> tuple[int, int]:
         """Number of the segment that a row is in, and the number of its first row."""
         if self._rank == 0:
+            self._lock.enter_context(only_process(self._rows.path / LOCK))
             self._maker = SegmentMaker(self._rows.plan)
             number, begin = self._find(first_row, self._maker.journal)
             while number is None:  # the rows before were made with other settings, or are gone
@@ -108,6 +119,7 @@ class _Segments:
         self._stopped.set()
         if self._thread is not None:
             self._thread.join(timeout=60)
+        self._lock.close()
 
     def _find(self, row: int, journal: list[dict[str, Any]]) -> tuple[int | None, int]:
         for line in journal:
@@ -122,7 +134,9 @@ class _Segments:
             while not self._stopped.is_set():
                 if made <= self._current + _AHEAD:
                     self._maker.make(made)
-                    self._maker.remove_before(self._current - 1)
+                    first = self._maker.journal[self._current]["first_row"]
+                    last, _ = self._find(max(0, first - self._behind), self._maker.journal)
+                    self._maker.remove_before(last or 0)
                     made += 1
                 else:
                     self._stopped.wait(_WAIT_SECONDS)
@@ -176,7 +190,7 @@ class StreamedRows(RowStream):
         self.rows, self._seed = rows, seed
         self._share = Share(batch_size // world, rank, world)
         self._start_step = start_step
-        self._segments = _Segments(rows, rank)
+        self._segments = _Segments(rows, rank, behind=4 * (prefetch + 1) * batch_size)
         self._start(prefetch)
 
     def close(self) -> None:

@@ -17,6 +17,7 @@ from mindplm import config as settings
 from mindplm import runtime
 from mindplm.checkpoint import Checkpoint, RunFolder
 from mindplm.config import RunConfig
+from mindplm.data import prepare
 from mindplm.data.loader import RowStream
 from mindplm.evaluate import Score
 from mindplm.runtime import log
@@ -81,6 +82,7 @@ def pretrain(config: RunConfig, measure: Measure | None = None) -> Result:
     try:
         with _own_folder(config, found):
             trainer = Trainer(config, found, gather)
+            watch.first(lambda: prepare.verify(trainer.config))
             resumed = trainer.resume()
             _announce(trainer, resumed)
             steps = trainer.config.train.steps

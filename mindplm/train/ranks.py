@@ -24,7 +24,7 @@ from mindplm.runtime import Runtime, log
 GRACE_S = 2.0
 """Time for a process to end by itself, with its own message, when another one has failed."""
 _CONNECT_S = 120.0
-_BYE, _FAILED, _END = "bye", "failed", "end"
+_BYE, _FAILED, _END, _GO_ON = "bye", "failed", "end", "on"
 
 
 # --- numbers --------------------------------------------------------------------------------------
@@ -87,7 +87,7 @@ class Watch:
     ):
         self.rank, self.world = found.rank, found.world
         self._end = end or _end_process
-        self._closed = threading.Event()
+        self._closed, self._told = threading.Event(), threading.Event()
         self._peers: dict[int, socket.socket] = {}
         if self.world == 1:
             return
@@ -131,9 +131,23 @@ class Watch:
                 for key, _ in selector.select(timeout=0.5):
                     text = _read_line(self._peers[key.data])
                     kind, _, rest = text.partition(" ")
+                    if kind == _GO_ON:
+                        self._told.set()
+                        continue
                     selector.unregister(key.fileobj)
                     if kind != _BYE:
                         self._failed(key.data, kind, rest)
+
+    def first(self, work: Callable[[], object]) -> None:
+        """Rank 0 does something while the others wait, however long it takes; once in a run.
+
+        A collective would not do: on Ascend it gives up after half an hour.
+        """
+        if self.rank == 0:
+            work()
+            self._tell(_GO_ON)
+        else:
+            self._told.wait()
 
     def _failed(self, rank: int, kind: str, text: str) -> None:
         if self._closed.is_set():

@@ -27,6 +27,9 @@ setup_log()
 rank, port = int(sys.argv[1]), int(sys.argv[2])
 watch = Watch(Runtime("CPU", [], rank, 3), lambda *v: np.array([[127, 0, 0, 1, port]]))
 print("ready", flush=True)
+if sys.argv[3] == "wait":
+    watch.first(sys.exit)
+    sys.exit("it went on")
 if sys.argv[3] != "stay":
     sys.stdin.readline()
     watch.close(None if sys.argv[3] == "bye" else "optim.lr=0,\\n expected > 0")
@@ -103,6 +106,24 @@ def test_the_end_of_rank_0_is_noticed() -> None:
     for rank in (1, 2):
         status, err = told.outcome(rank)
         assert status == 1 and "error: rank 0 has failed: the disk is full" in err
+
+
+def test_rank_0_works_while_the_others_wait() -> None:
+    told = Told("wait", "wait")
+    told.watch.first(lambda: time.sleep(0.1))
+    for rank in (1, 2):
+        assert told.outcome(rank) == (1, "it went on\n")
+    waiting = Told("wait", "wait")
+    with pytest.raises(ValueError, match="damaged"):
+        waiting.watch.first(lambda: _raise(ValueError("damaged")))
+    waiting.watch.close("damaged")
+    for rank in (1, 2):
+        status, err = waiting.outcome(rank)
+        assert status == 1 and "error: rank 0 has failed: damaged" in err and "went" not in err
+
+
+def _raise(error: Exception) -> None:
+    raise error
 
 
 def test_one_process_watches_nobody() -> None:

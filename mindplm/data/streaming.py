@@ -30,6 +30,7 @@ from mindplm.data.segments import (
 )
 from mindplm.errors import ConfigError, DataError
 from mindplm.files import only_process
+from mindplm.runtime import log
 
 _AHEAD = 2
 _WAIT_SECONDS = 0.2
@@ -78,7 +79,7 @@ class _Segments:
         self._rows, self._rank, self._behind = rows, rank, behind
         self._stopped = threading.Event()
         self._lock = contextlib.ExitStack()
-        self._current = 0
+        self._current = self._made = 0
         self._error: BaseException | None = None
         self._maker: SegmentMaker | None = None
         self._thread: threading.Thread | None = None
@@ -106,12 +107,19 @@ class _Segments:
     def open(self, number: int) -> RowFolder:
         """The rows of a segment, when they are there."""
         self._current = max(self._current, number)
-        folder = self._rows.path / str(number)
+        folder, error = self._rows.path / str(number), ""
         for _ in self._waiting(f"segment {number}"):
             if self._error is not None:
                 raise self._error
-            if folder.is_dir() and len(read_journal(self._rows.path)) > number:
-                return open_folder(folder, kind=self._rows.kind)
+            if self._rank == 0 and number < self._made:
+                return open_folder(folder, kind=self._rows.kind, verify=False)
+            if self._rank and folder.is_dir() and len(read_journal(self._rows.path)) > number:
+                try:
+                    return open_folder(folder, kind=self._rows.kind)
+                except DataError as problem:  # rank 0 makes what is gone or damaged again
+                    if str(problem) != error:
+                        error = str(problem)
+                        log.info("waiting for rank 0 to mend this: %s", error)
         raise AssertionError
 
     def stop(self) -> None:
@@ -130,14 +138,15 @@ class _Segments:
     def _work(self) -> None:
         assert self._maker is not None
         try:
-            made = self._current
+            self._made = self._current
             while not self._stopped.is_set():
-                if made <= self._current + _AHEAD:
-                    self._maker.make(made)
-                    first = self._maker.journal[self._current]["first_row"]
-                    last, _ = self._find(max(0, first - self._behind), self._maker.journal)
+                if self._made <= self._current + _AHEAD:
+                    self._maker.make(self._made)
+                    self._made += 1
+                    journal = self._maker.journal
+                    first = journal[min(self._current, len(journal) - 1)]["first_row"]
+                    last, _ = self._find(max(0, first - self._behind), journal)
                     self._maker.remove_before(last or 0)
-                    made += 1
                 else:
                     self._stopped.wait(_WAIT_SECONDS)
         except BaseException as error:  # handed to whoever waits for a segment

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import threading
 from collections import Counter
 
@@ -17,9 +18,10 @@ from mindplm.data.bee_rows import ROWS
 from mindplm.data.mixture import MixtureFile
 from mindplm.data.packing import COLUMNS
 from mindplm.data.prepare import source_of
+from mindplm.data.records import open_folder
 from mindplm.data.segments import JOURNAL, SegmentMaker, StreamPlan, read_journal
 from mindplm.data.streaming import StreamedRows, StreamRows
-from mindplm.errors import ConfigError, DataError
+from mindplm.errors import CheckpointError, ConfigError, DataError
 
 TOKENIZER = small_tokenizer()
 SIZES = {"A": 90, "B": 60}
@@ -113,6 +115,35 @@ def test_segments_that_are_gone_are_made_again(folder):
             path.rmdir()
     for one, other in zip(whole, take(folder, 12)):
         same(one, other)
+
+
+def test_a_damaged_segment_is_made_again(folder):
+    whole = take(folder, 12)
+    path = folder / "stream" / "1" / "train.mindrecord0"
+    assert path.is_file() and read_journal(folder / "stream")[1]["first_row"] < 4 * 12
+    path.write_bytes(path.read_bytes()[:-1])
+    for one, other in zip(whole, take(folder, 12)):
+        same(one, other)
+    open_folder(folder / "stream" / "1")
+
+
+def test_a_segment_that_cannot_be_drawn_again_is_refused(folder):
+    whole = take(folder, 9)
+    assert whole[0][1]["rows"][0] == 0
+    shutil.rmtree(folder / "stream" / "0", ignore_errors=True)
+    path = folder / "A.jsonl"
+    path.write_text(path.read_text() * 3)
+    with pytest.raises(DataError, match="segment 0 is gone and cannot be drawn again .*A.jsonl ch"):
+        take(folder, 1)
+
+
+def test_two_runs_do_not_draw_into_one_folder(folder):
+    plan = plan_of(folder)
+    with StreamedRows(StreamRows(plan), seed=1, batch_size=4) as stream:
+        next(stream)
+        with pytest.raises(CheckpointError, match="stream is in use by another process"):
+            take(folder, 1)
+    take(folder, 1)
 
 
 def test_a_stream_that_was_lost_is_drawn_again(folder):

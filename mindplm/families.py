@@ -42,8 +42,6 @@ class Family:
     """The network."""
     loss_ref: str
     """The training network: network -> cell of the columns that gives (loss sum, count)."""
-    shared_columns_ref: str
-    """Names of the columns that belong to the whole batch and are not cut into micro-batches."""
     flavours_ref: str
     """Names of the ways that the originals' checkpoints are written."""
     flavour_of_ref: str
@@ -52,6 +50,8 @@ class Family:
     """The tokenizer class."""
     rows_ref: str
     """The `RowKind`: how documents become rows, and rows batches."""
+    shared_columns_ref: str = "mindplm.families:NO_COLUMNS"
+    """Names of the columns that belong to the whole batch and are not cut into micro-batches."""
     lora_rules_ref: str = ""
     """flavour -> weight rules of the original's LoRA files; "": it has none."""
     lora_gain_ref: str = "mindplm.families:no_gain"
@@ -107,26 +107,50 @@ def no_gain(_: int) -> float:
     return 1.0
 
 
+NO_COLUMNS: tuple[str, ...] = ()
+"""For families all of whose columns have a row for each row of the batch."""
+
+
+def _names(family: str, config: str, of_original: str = "original") -> dict[str, Any]:
+    """References to what every family's module of sizes and names defines.
+
+    Args:
+        family: Package of the family.
+        config: Dataclass of the model section.
+        of_original: How its functions from_... and to_... call the original.
+    """
+    module = f"mindplm.models.{family}.config:"
+    return {
+        "config_ref": module + config,
+        "presets_ref": module + "PRESETS",
+        "num_parameters_ref": module + "num_parameters",
+        "shapes_ref": module + "parameter_shapes",
+        "rules_ref": module + "rules",
+        "from_original_ref": module + "from_" + of_original,
+        "to_original_ref": module + "to_" + of_original,
+        "flavours_ref": module + "FLAVOURS",
+        "flavour_of_ref": module + "flavour_of",
+    }
+
+
 _BEE = "mindplm.models.cpm_bee.config:"
-_BERT = "mindplm.models.bert.config:"
-_GPT1 = "mindplm.models.gpt1.config:"
-_CPM1 = "mindplm.models.cpm1.config:"
-_CPT = "mindplm.models.cpt.config:"
+_CAUSAL: dict[str, Any] = {
+    "loss_ref": "mindplm.nn.causal:CausalLoss",
+    "rows_ref": "mindplm.data.causal_rows:ROWS",
+    "layout_ref": "mindplm.generate.text_layout:causal_layout",
+    "decode_ref": "mindplm.nn.causal:writing_cells",
+}
+_WORD_PIECES: dict[str, Any] = {
+    "tokenizer_ref": "mindplm.tokenizers.wordpiece:WordPieceTokenizer",
+    "vocab": "vocab_wordpiece.txt",
+}
 
 FAMILIES: dict[str, Family] = {
     "cpm_bee": Family(
         title="CPM-Bee: nested records in, filled answers out",
-        config_ref=_BEE + "CpmBeeConfig",
-        presets_ref=_BEE + "PRESETS",
-        num_parameters_ref=_BEE + "num_parameters",
-        shapes_ref=_BEE + "parameter_shapes",
-        rules_ref=_BEE + "rules",
+        **_names("cpm_bee", "CpmBeeConfig", "openbmb"),
         lora_rules_ref=_BEE + "lora_rules",
         lora_gain_ref=_BEE + "lora_gain",
-        from_original_ref=_BEE + "from_openbmb",
-        to_original_ref=_BEE + "to_openbmb",
-        flavours_ref=_BEE + "FLAVOURS",
-        flavour_of_ref=_BEE + "flavour_of",
         cell_ref="mindplm.models.cpm_bee.cell:CpmBee",
         loss_ref="mindplm.models.cpm_bee.cell:CpmBeeLoss",
         shared_columns_ref=_BEE + "SHARED_COLUMNS",
@@ -141,58 +165,26 @@ FAMILIES: dict[str, Family] = {
     ),
     "bert": Family(
         title="BERT: a masked language model for Chinese or English, made at home in a domain",
-        config_ref=_BERT + "BertConfig",
-        presets_ref=_BERT + "PRESETS",
-        num_parameters_ref=_BERT + "num_parameters",
-        shapes_ref=_BERT + "parameter_shapes",
-        rules_ref=_BERT + "rules",
-        from_original_ref=_BERT + "from_original",
-        to_original_ref=_BERT + "to_original",
-        flavours_ref=_BERT + "FLAVOURS",
-        flavour_of_ref=_BERT + "flavour_of",
+        **_names("bert", "BertConfig"),
+        **_WORD_PIECES,
         cell_ref="mindplm.models.bert.cell:Bert",
         loss_ref="mindplm.models.bert.cell:BertLoss",
-        shared_columns_ref=_BERT + "SHARED_COLUMNS",
-        tokenizer_ref="mindplm.tokenizers.wordpiece:WordPieceTokenizer",
         rows_ref="mindplm.data.masked_rows:ROWS",
-        vocab="vocab_wordpiece.txt",
     ),
     "cpt": Family(
         title="CPT: one encoder, a decoder that understands and a decoder that writes Chinese",
-        config_ref=_CPT + "CptConfig",
-        presets_ref=_CPT + "PRESETS",
-        num_parameters_ref=_CPT + "num_parameters",
-        shapes_ref=_CPT + "parameter_shapes",
-        rules_ref=_CPT + "rules",
-        from_original_ref=_CPT + "from_original",
-        to_original_ref=_CPT + "to_original",
-        flavours_ref=_CPT + "FLAVOURS",
-        flavour_of_ref=_CPT + "flavour_of",
+        **_names("cpt", "CptConfig"),
+        **_WORD_PIECES,
         cell_ref="mindplm.models.cpt.cell:Cpt",
         loss_ref="mindplm.models.cpt.cell:CptLoss",
-        shared_columns_ref=_CPT + "SHARED_COLUMNS",
-        tokenizer_ref="mindplm.tokenizers.wordpiece:WordPieceTokenizer",
         rows_ref="mindplm.data.cpt_rows:ROWS",
-        vocab="vocab_wordpiece.txt",
     ),
     "cpm1": Family(
         title="CPM-1: a Chinese language model, pieces behind jieba's words",
-        config_ref=_CPM1 + "Cpm1Config",
-        presets_ref=_CPM1 + "PRESETS",
-        num_parameters_ref=_CPM1 + "num_parameters",
-        shapes_ref=_CPM1 + "parameter_shapes",
-        rules_ref=_CPM1 + "rules",
-        from_original_ref=_CPM1 + "from_original",
-        to_original_ref=_CPM1 + "to_original",
-        flavours_ref=_CPM1 + "FLAVOURS",
-        flavour_of_ref=_CPM1 + "flavour_of",
+        **_names("cpm1", "Cpm1Config"),
+        **_CAUSAL,
         cell_ref="mindplm.models.cpm1.cell:network",
-        loss_ref="mindplm.nn.causal:CausalLoss",
-        shared_columns_ref=_CPM1 + "SHARED_COLUMNS",
         tokenizer_ref="mindplm.tokenizers.sentencepieces:Cpm1Tokenizer",
-        rows_ref="mindplm.data.causal_rows:ROWS",
-        layout_ref="mindplm.generate.text_layout:causal_layout",
-        decode_ref="mindplm.nn.causal:writing_cells",
         layouts_ref="mindplm.models.cpm1.files:LAYOUTS",
         vocab_files=("chinese_vocab.model", "spiece.model"),
         vocab="pieces_chinese.model",
@@ -200,22 +192,10 @@ FAMILIES: dict[str, Family] = {
     ),
     "gpt1": Family(
         title="GPT-1: an English language model on byte pairs, and its fine-tuning tasks",
-        config_ref=_GPT1 + "Gpt1Config",
-        presets_ref=_GPT1 + "PRESETS",
-        num_parameters_ref=_GPT1 + "num_parameters",
-        shapes_ref=_GPT1 + "parameter_shapes",
-        rules_ref=_GPT1 + "rules",
-        from_original_ref=_GPT1 + "from_original",
-        to_original_ref=_GPT1 + "to_original",
-        flavours_ref=_GPT1 + "FLAVOURS",
-        flavour_of_ref=_GPT1 + "flavour_of",
+        **_names("gpt1", "Gpt1Config"),
+        **_CAUSAL,
         cell_ref="mindplm.models.gpt1.cell:network",
-        loss_ref="mindplm.nn.causal:CausalLoss",
-        shared_columns_ref=_GPT1 + "SHARED_COLUMNS",
         tokenizer_ref="mindplm.tokenizers.bpe:BpeTokenizer",
-        rows_ref="mindplm.data.causal_rows:ROWS",
-        layout_ref="mindplm.generate.text_layout:causal_layout",
-        decode_ref="mindplm.nn.causal:writing_cells",
         layouts_ref="mindplm.models.gpt1.files:LAYOUTS",
         vocab_files=("bpe.json", "encoder_bpe_40000.json", "vocab.json"),
         vocab_back_ref="mindplm.tokenizers.bpe:original_files",

@@ -298,15 +298,16 @@ def to_plain(value: Any) -> Any:
 
 
 def field_help(kind: type) -> dict[str, str]:
-    """The text under each field of a dataclass."""
-    body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0]
-    assert isinstance(body, ast.ClassDef)
+    """The text under each field of a dataclass, or under that of the one it is derived from."""
     result = {f.name: "" for f in dataclasses.fields(kind)}
-    for statement, following in zip(body.body, body.body[1:]):
-        if not isinstance(statement, ast.AnnAssign) or not isinstance(following, ast.Expr):
-            continue
-        if isinstance(following.value, ast.Constant) and isinstance(statement.target, ast.Name):
-            result[statement.target.id] = " ".join(str(following.value.value).split())
+    for part in [c for c in reversed(kind.__mro__) if dataclasses.is_dataclass(c)]:
+        body = ast.parse(textwrap.dedent(inspect.getsource(part))).body[0]
+        assert isinstance(body, ast.ClassDef)
+        for statement, following in zip(body.body, body.body[1:]):
+            if not isinstance(statement, ast.AnnAssign) or not isinstance(following, ast.Expr):
+                continue
+            if isinstance(following.value, ast.Constant) and isinstance(statement.target, ast.Name):
+                result[statement.target.id] = " ".join(str(following.value.value).split())
     return result
 
 

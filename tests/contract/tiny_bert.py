@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-from tiny_family import Columns, Tiny
+from tiny_family import SMALL, Columns, Tiny, collated
 from tiny_run import VERSES
 
 from mindplm.data import masking, token_rows
-from mindplm.data.kinds import Draws
 from mindplm.data.masked_rows import collate
-from mindplm.data.packing import PLACEHOLDER, RowShape
+from mindplm.data.packing import RowShape
 from mindplm.data.token_rows import Piece
 from mindplm.models.bert.config import FLAVOURS, BertConfig
 from mindplm.tokenizers.wordpiece import WordPieceTokenizer
@@ -25,10 +24,7 @@ def bert() -> Tiny:
     tokenizer = WordPieceTokenizer(lines)
     config = BertConfig(
         vocab_size=tokenizer.vocab_size,
-        hidden_size=32,
-        num_heads=2,
-        ffn_size=48,
-        num_layers=2,
+        **SMALL,
         max_len=96,
         init_std=0.06,
     )
@@ -41,13 +37,10 @@ def bert() -> Tiny:
         tokens = np.array([ids, marks], np.int32)
         rows += packer.add(Piece(tokens, num_targets=masking.budget(len(ids))))
     rows = [*rows, *packer.flush()][:8]
-    draws = Draws(
-        tuple(np.array([n], np.int32) for n in PLACEHOLDER), 5, [(0, i) for i in range(8)]
-    )
+    plain = collated(rows, SHAPE, collate, tokenizer)
 
-    def columns(empty_rows: int = 0, **sizes: int) -> Columns:
-        shape = SHAPE._replace(**{n: getattr(SHAPE, n) + more for n, more in sizes.items()})
-        made = collate(rows, num_rows=8 + empty_rows, shape=shape, marks=tokenizer, draws=draws)
+    def columns(**more: int) -> Columns:
+        made = plain(**more)
         # Types are 0 in this training; here both occur, so that both rows of their table count.
         made["types"][:] = made["spans"] % 2
         return made

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from mindspore import Tensor
 from tiny_bee import Dictated
-from tiny_family import Columns, Tiny
+from tiny_family import Tiny, collated
 from tiny_run import VERSES
 
 from mindplm.config import GenerateConfig
@@ -65,16 +65,12 @@ def causal(family: str, config: Any, flavours: tuple[str, ...]) -> Tiny:
         settings = GenerateConfig(max_new_tokens=most, buckets=buckets)
         return write(model, TOKENIZER, texts, settings, batch_size=2)
 
-    def columns(empty_rows: int = 0, **sizes: int) -> Columns:
-        shape = SHAPE._replace(**{n: getattr(SHAPE, n) + more for n, more in sizes.items()})
-        return collate(rows(), num_rows=8 + empty_rows, shape=shape, marks=None, draws=None)
-
     return Tiny(
         name=family,
         config=config,
         classes=TOKENIZER.vocab_size,
         flavours=flavours,
-        columns=columns,
+        columns=collated(rows(), SHAPE, collate, None),
         bigger={"seq_len": 24, "max_targets": 9, "empty_rows": 3},
         files=TOKENIZER.files(),
         cached_and_full=lambda model: cached_and_full(model, family, config),

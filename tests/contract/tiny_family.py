@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Callable
 
@@ -11,6 +11,8 @@ import numpy as np
 from mindspore import Tensor, ops
 
 from mindplm.config import OptimConfig, RuntimeConfig
+from mindplm.data.kinds import Draws
+from mindplm.data.packing import PLACEHOLDER, RowShape
 from mindplm.families import Family, family
 from mindplm.generate.model import Model
 from mindplm.nn.init import initialise
@@ -19,6 +21,25 @@ from mindplm.train.optim import Adam
 from mindplm.train.step import Numbers, Report, TrainStep
 
 Columns = dict[str, np.ndarray]
+
+
+SMALL: Mapping[str, int] = {"hidden_size": 32, "num_heads": 2, "ffn_size": 48, "num_layers": 2}
+"""Sizes of tiny models that have no reason for others."""
+
+
+def collated(
+    rows: Sequence[Any], shape: RowShape, collate: Callable[..., Columns], marks: Any
+) -> Callable[..., Columns]:
+    """What makes a batch of rows, as `Tiny.columns`, drawn as the first of an epoch is."""
+    ext = tuple(np.array([number], np.int32) for number in PLACEHOLDER)
+    draws = Draws((ext[0], ext[1]), 5, [(0, i) for i in range(len(rows))])
+
+    def columns(empty_rows: int = 0, **sizes: int) -> Columns:
+        wider = shape._replace(**{n: getattr(shape, n) + more for n, more in sizes.items()})
+        count = len(rows) + empty_rows
+        return collate(rows, num_rows=count, shape=wider, marks=marks, draws=draws)
+
+    return columns
 
 
 @dataclass(frozen=True)

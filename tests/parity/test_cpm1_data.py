@@ -88,7 +88,9 @@ def scores_of():
     (path,) = golden_dirs("cpm1", "zeroshot_model*.safetensors")
     theirs = {name: np.asarray(a, np.float32) for name, a in load_file(path).items()}
     vocab, hidden = theirs["word_embeddings.weight"].shape
-    config = Cpm1Config(vocab, hidden, 2, 4 * hidden, 2, len(theirs["position_embeddings.weight"]))
+    config = Cpm1Config(
+        vocab, hidden, 2, 4 * hidden, 2, max_len=len(theirs["position_embeddings.weight"])
+    )
     model = network(config)
     load_model(model, to_ours(rules(config), theirs, parameter_shapes(config)), "zeroshot")
     loss = CausalLoss(model)

@@ -9,9 +9,8 @@ from __future__ import annotations
 import mindspore as ms
 from mindspore import nn, ops
 
-from mindplm.errors import ConfigError
 from mindplm.models.bert.config import BertConfig
-from mindplm.nn.block import post_norm_block
+from mindplm.models.parts import post_norm_blocks, require_no_dropout
 from mindplm.nn.encoder import Encoder
 from mindplm.nn.kernels import gelu
 from mindplm.nn.layers import LayerNorm, Linear, parameter
@@ -40,8 +39,7 @@ class Bert(nn.Cell):
 
     def __init__(self, config: BertConfig, dtype=ms.float32):
         super().__init__()
-        if config.dropout:
-            raise ConfigError(f"model.dropout={config.dropout}: only 0 is implemented for bert")
+        require_no_dropout(config, "bert")
         self.config = config
         self.encoder = encoder(config, dtype)
         self.head = MaskedHead(config, dtype)
@@ -65,18 +63,7 @@ class Bert(nn.Cell):
 
 def encoder(config: BertConfig, dtype) -> Encoder:
     """The encoder of these sizes."""
-    blocks = [
-        post_norm_block(
-            config.hidden_size,
-            config.num_heads,
-            config.ffn_size,
-            eps=config.eps,
-            std=config.init_std,
-            activation=gelu,
-            dtype=dtype,
-        )
-        for _ in range(config.num_layers)
-    ]
+    blocks = post_norm_blocks(config, gelu, dtype)
     return Encoder(
         (config.vocab_size, config.max_len, config.num_types),
         config.hidden_size,

@@ -9,50 +9,34 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mindplm.models.shapes import Shape, block_shapes, total, with_bias
-from mindplm.strict import at_least, between, require
+from mindplm.models.sizes import (
+    PlainSizes,
+    Shape,
+    block_shapes,
+    own_values,
+    positive,
+    table_shape,
+    their_values,
+    total,
+    with_bias,
+)
+from mindplm.strict import at_least, require
 from mindplm.weights.rules import Drop, Rename, Rule
-
-SHARED_COLUMNS: tuple[str, ...] = ()
-"""Columns of a batch that all its rows share: none."""
 
 
 @dataclass(frozen=True)
-class BertConfig:
+class BertConfig(PlainSizes):
     """Sizes of a BERT model."""
 
-    vocab_size: int = 0
-    """Rows of the word table; 0: those of the vocabulary file."""
-    hidden_size: int = 768
-    """Width of the residual stream."""
-    num_heads: int = 12
-    """Attention heads; they share the width."""
-    ffn_size: int = 3072
-    """Inner width of the feed-forward part."""
-    num_layers: int = 12
-    """Blocks."""
-    max_len: int = 512
-    """Rows of the position table: most tokens of a row."""
     num_types: int = 2
     """Rows of the table of token types."""
     eps: float = 1e-12
     """Added to the variance in the norms."""
-    dropout: float = 0.0
-    """Probability of dropping attention weights and the outputs of both parts."""
-    init_std: float = 0.02
-    """Standard deviation of the first weights."""
 
     def __post_init__(self) -> None:
-        at_least("model", self, vocab_size=0, hidden_size=1, num_heads=1, ffn_size=1)
-        at_least("model", self, num_layers=1, max_len=1, num_types=1)
-        require(
-            self.hidden_size % self.num_heads == 0,
-            f"model.hidden_size={self.hidden_size}, expected a multiple of "
-            f"model.num_heads={self.num_heads}",
-        )
-        require(self.eps > 0, f"model.eps={self.eps}, expected > 0")
-        require(self.init_std > 0, f"model.init_std={self.init_std}, expected > 0")
-        between("model", self, 0, 1, "dropout")
+        super().__post_init__()
+        at_least("model", self, num_types=1)
+        positive(self, "eps")
 
 
 _BASE = BertConfig(vocab_size=21128)
@@ -76,7 +60,7 @@ def encoder_shapes(config: Any, prefix: str = "encoder.") -> dict[str, Shape]:
     """Name and shape of the parameters of an encoder with these sizes."""
     hidden = config.hidden_size
     shapes: dict[str, Shape] = {
-        prefix + "embed.weight": (config.vocab_size, hidden),
+        prefix + "embed.weight": table_shape(config),
         prefix + "positions.weight": (config.max_len, hidden),
         prefix + "types.weight": (config.num_types, hidden),
         **with_bias(prefix + "embed_norm", (hidden,)),
@@ -88,7 +72,6 @@ def encoder_shapes(config: Any, prefix: str = "encoder.") -> dict[str, Shape]:
 
 def parameter_shapes(config: BertConfig) -> dict[str, Shape]:
     """Name and shape of every parameter, in the order of the forward pass."""
-    require(config.vocab_size > 0, "model.vocab_size=0, expected the size of a vocabulary")
     hidden = config.hidden_size
     return {
         **encoder_shapes(config),
@@ -188,8 +171,7 @@ def from_original(theirs: Mapping[str, Any]) -> BertConfig:
     Raises:
         ConfigError: A key is missing or has a value that this model does not have.
     """
-    missing = [key for key in _KEYS if key not in theirs and key not in _OPTIONAL]
-    require(not missing, f"missing key(s) {', '.join(missing)} in a BERT configuration")
+    values = own_values(theirs, _KEYS, _OPTIONAL, "BERT")
     for key, accepted in (
         ("hidden_act", ("gelu",)),
         ("position_embedding_type", ("absolute",)),
@@ -197,13 +179,13 @@ def from_original(theirs: Mapping[str, Any]) -> BertConfig:
     ):
         value = theirs.get(key, accepted[0])
         require(value in accepted, f"{key}={value}, expected {accepted[0]}")
-    return BertConfig(**{ours: theirs[key] for key, ours in _KEYS.items() if key in theirs})
+    return BertConfig(**values)
 
 
 def to_original(config: BertConfig, flavour: str = "hf", half: bool = False) -> dict[str, Any]:
     """Writes a configuration with their names."""
     return {
-        **{key: getattr(config, ours) for key, ours in _KEYS.items()},
+        **their_values(config, _KEYS),
         "hidden_act": "gelu",
         "model_type": "bert",
         "architectures": ["BertForMaskedLM"],

@@ -5,8 +5,8 @@ from __future__ import annotations
 import mindspore as ms
 from mindspore import nn, ops
 
-from mindplm.errors import ConfigError
 from mindplm.models.cpm1.config import Cpm1Config
+from mindplm.models.parts import causal_model, require_no_dropout
 from mindplm.nn.block import pre_norm_block
 from mindplm.nn.causal import CausalLoss, CausalModel
 from mindplm.nn.kernels import gelu_tanh
@@ -19,8 +19,7 @@ def network(config: Cpm1Config, dtype=ms.float32) -> CausalModel:
 
     Source: Zhang et al. 2020, "CPM: A Large-scale Generative Chinese Pre-trained Language Model".
     """
-    if config.dropout:
-        raise ConfigError(f"model.dropout={config.dropout}: only 0 is implemented for cpm1")
+    require_no_dropout(config, "cpm1")
     blocks = [
         pre_norm_block(
             config.hidden_size,
@@ -34,14 +33,8 @@ def network(config: Cpm1Config, dtype=ms.float32) -> CausalModel:
         )
         for _ in range(config.num_layers)
     ]
-    return CausalModel(
-        (config.vocab_size, config.max_len),
-        config.hidden_size,
-        blocks,
-        LayerNorm(config.hidden_size, config.eps, dtype=dtype),
-        std=config.init_std,
-        dtype=dtype,
-    )
+    norm = LayerNorm(config.hidden_size, config.eps, dtype=dtype)
+    return causal_model(config, blocks, norm, dtype=dtype)
 
 
 class DistillLoss(nn.Cell):

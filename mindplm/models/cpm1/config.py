@@ -10,53 +10,40 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mindplm.models.shapes import Shape, block_shapes, has_prefix, total, with_bias
-from mindplm.strict import at_least, between, require
+from mindplm.models.sizes import (
+    PlainSizes,
+    Shape,
+    causal_shapes,
+    has_prefix,
+    own_values,
+    positive,
+    their_values,
+    total,
+    with_bias,
+)
+from mindplm.strict import require
 from mindplm.weights.rules import Drop, Rename, Rule, Split
 
 Flavour = Literal["megatron", "hf", "hf_bare"]
 FLAVOURS = ("megatron", "hf", "hf_bare")
 """megatron: the original's names; hf: those of GPT-2 in HF's form, which some files have without
 the prefix `transformer.` (hf_bare)."""
-SHARED_COLUMNS: tuple[str, ...] = ()
-"""Columns of a batch that all its rows share: none."""
 
 
 @dataclass(frozen=True)
-class Cpm1Config:
+class Cpm1Config(PlainSizes):
     """Sizes of a CPM-1 model."""
 
-    vocab_size: int = 0
-    """Rows of the token table; 0: those of the vocabulary file."""
-    hidden_size: int = 768
-    """Width of the residual stream."""
-    num_heads: int = 12
-    """Attention heads; they share the width."""
-    ffn_size: int = 3072
-    """Inner width of the feed-forward part."""
-    num_layers: int = 12
-    """Blocks."""
     max_len: int = 1024
-    """Rows of the position table: most tokens of a row."""
     eps: float = 1e-5
     """Added to the variance in the norms."""
-    dropout: float = 0.0
-    """Probability of dropping attention weights and the outputs of both parts."""
     init_std: float = 0.02
     """Standard deviation of the first weights; in the last matrix of both parts of a block it is
     divided by the root of twice the number of layers."""
 
     def __post_init__(self) -> None:
-        at_least("model", self, vocab_size=0, hidden_size=1, num_heads=1, ffn_size=1)
-        at_least("model", self, num_layers=1, max_len=1)
-        require(
-            self.hidden_size % self.num_heads == 0,
-            f"model.hidden_size={self.hidden_size}, expected a multiple of "
-            f"model.num_heads={self.num_heads}",
-        )
-        require(self.eps > 0, f"model.eps={self.eps}, expected > 0")
-        require(self.init_std > 0, f"model.init_std={self.init_std}, expected > 0")
-        between("model", self, 0, 1, "dropout")
+        super().__post_init__()
+        positive(self, "eps")
 
     @property
     def residual_std(self) -> float:
@@ -78,16 +65,7 @@ PRESETS: dict[str, Cpm1Config] = {
 
 def parameter_shapes(config: Cpm1Config) -> dict[str, Shape]:
     """Name and shape of every parameter, in the order of the forward pass."""
-    require(config.vocab_size > 0, "model.vocab_size=0, expected the size of a vocabulary")
-    hidden = config.hidden_size
-    shapes: dict[str, Shape] = {
-        "embed.weight": (config.vocab_size, hidden),
-        "positions.weight": (config.max_len, hidden),
-    }
-    for i in range(config.num_layers):
-        shapes.update(block_shapes(f"blocks.{i}.", hidden, config.ffn_size))
-    shapes.update(with_bias("final_norm", (hidden,)))
-    return shapes
+    return {**causal_shapes(config), **with_bias("final_norm", (config.hidden_size,))}
 
 
 def num_parameters(config: Cpm1Config) -> int:
@@ -203,11 +181,9 @@ def from_original(theirs: Mapping[str, Any]) -> Cpm1Config:
         ConfigError: A key is missing or has a value that this model does not have.
     """
     keys = _KEYS["hf" if "n_embd" in theirs else "megatron"]
-    missing = [key for key in keys if key not in theirs and key not in _OPTIONAL]
-    require(not missing, f"missing key(s) {', '.join(missing)} in a CPM-1 configuration")
+    values = own_values(theirs, keys, _OPTIONAL, "CPM-1")
     act = theirs.get("activation_function", "gelu_new")
     require(act == "gelu_new", f"activation_function={act}, expected gelu_new")
-    values = {ours: theirs[key] for key, ours in keys.items() if key in theirs}
     inner = theirs.get("n_inner") or 4 * values["hidden_size"]
     return Cpm1Config(**values, ffn_size=inner)
 
@@ -219,9 +195,9 @@ def to_original(config: Cpm1Config, flavour: str = "hf", half: bool = False) -> 
             config.ffn_size == 4 * config.hidden_size,
             f"model.ffn_size={config.ffn_size}: their ffn has 4 x {config.hidden_size}",
         )
-        return {key: getattr(config, ours) for key, ours in _KEYS["megatron"].items()}
+        return their_values(config, _KEYS["megatron"])
     return {
-        **{key: getattr(config, ours) for key, ours in _KEYS["hf"].items()},
+        **their_values(config, _KEYS["hf"]),
         "n_ctx": config.max_len,
         "n_inner": config.ffn_size,
         "activation_function": "gelu_new",

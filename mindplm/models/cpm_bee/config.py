@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from mindplm.models.shapes import has_prefix
-from mindplm.strict import at_least, between, require
+from mindplm.models.sizes import Shape, Sizes, has_prefix, positive, table_shape, total
+from mindplm.strict import at_least, require
 from mindplm.weights.rules import Drop, Rename, Rule
 
 Flavour = Literal["openbmb", "hf"]
@@ -22,21 +22,16 @@ SHARED_COLUMNS = ("ext_ids", "ext_sub", "num_ext")
 
 
 @dataclass(frozen=True)
-class CpmBeeConfig:
+class CpmBeeConfig(Sizes):
     """Sizes of a CPM-Bee model."""
 
-    vocab_size: int = 0
-    """Rows of the embedding; 0: those of the vocabulary file."""
     hidden_size: int = 4096
     """Width of the residual stream; even."""
     num_heads: int = 32
-    """Attention heads."""
     head_dim: int = 128
     """Width of a head; num_heads x head_dim need not be hidden_size."""
     ffn_size: int = 10240
-    """Width of the gated feed-forward part."""
     num_layers: int = 48
-    """Blocks."""
     num_distance_buckets: int = 256
     """Rows of the bias table for distances inside a segment; a multiple of 4."""
     num_segment_buckets: int = 256
@@ -45,8 +40,6 @@ class CpmBeeConfig:
     """Distances from here on share the last bucket."""
     eps: float = 1e-6
     """Added to the mean square in the norms."""
-    dropout: float = 0.0
-    """Probability of dropping attention weights and the outputs of both parts."""
     no_attention: tuple[int, ...] = ()
     """Numbers of the layers without attention."""
     no_ffn: tuple[int, ...] = ()
@@ -62,8 +55,8 @@ class CpmBeeConfig:
     starts nearer to the identity. All other matrices start with 1."""
 
     def __post_init__(self) -> None:
-        at_least("model", self, vocab_size=0, hidden_size=1, num_heads=1, head_dim=1, ffn_size=1)
-        at_least("model", self, num_layers=1, max_depth=2, max_len=1)
+        super().__post_init__()
+        at_least("model", self, head_dim=1, max_depth=2, max_len=1)
         require(self.hidden_size % 2 == 0, f"model.hidden_size={self.hidden_size}, expected even")
         buckets = self.num_distance_buckets
         require(
@@ -80,10 +73,7 @@ class CpmBeeConfig:
             f"model.num_segment_buckets={self.num_segment_buckets}, expected at least "
             f"model.max_depth squared = {self.max_depth**2}",
         )
-        require(self.eps > 0, f"model.eps={self.eps}, expected > 0")
-        between("model", self, 0, 1, "dropout")
-        for name in ("init_std", "residual_init_std"):
-            require(getattr(self, name) > 0, f"model.{name}={getattr(self, name)}, expected > 0")
+        positive(self, "eps", "init_std", "residual_init_std")
         for name in ("no_attention", "no_ffn"):
             layers = getattr(self, name)
             fits = all(0 <= i < self.num_layers for i in layers) and len(set(layers)) == len(layers)
@@ -140,13 +130,12 @@ PRESETS: dict[str, CpmBeeConfig] = {
 # --- parameters -----------------------------------------------------------------------------------
 
 
-def parameter_shapes(config: CpmBeeConfig) -> dict[str, tuple[int, ...]]:
+def parameter_shapes(config: CpmBeeConfig) -> dict[str, Shape]:
     """Name and shape of every parameter, in the order of the forward pass."""
-    require(config.vocab_size > 0, "model.vocab_size=0, expected the size of a vocabulary")
     hidden, inner = config.hidden_size, config.num_heads * config.head_dim
     buckets = config.num_distance_buckets + config.num_segment_buckets
-    shapes: dict[str, tuple[int, ...]] = {
-        "embed.weight": (config.vocab_size, hidden),
+    shapes: dict[str, Shape] = {
+        "embed.weight": table_shape(config),
         "position_bias.weight": (buckets, config.num_heads),
     }
     for i in range(config.num_layers):
@@ -167,7 +156,7 @@ def parameter_shapes(config: CpmBeeConfig) -> dict[str, tuple[int, ...]]:
 
 def num_parameters(config: CpmBeeConfig) -> int:
     """Number of trained values."""
-    return sum(math.prod(shape) for shape in parameter_shapes(config).values())
+    return total(parameter_shapes(config))
 
 
 def step_flops(config: CpmBeeConfig, *, tokens: int, targets: int, seq_len: int) -> float:

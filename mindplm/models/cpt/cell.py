@@ -10,10 +10,10 @@ import mindspore as ms
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import initializer
 
-from mindplm.errors import ConfigError
 from mindplm.models.bert.cell import encoder
 from mindplm.models.bert.config import BertConfig
 from mindplm.models.cpt.config import DECODER_EPS, ENCODER_EPS, OFFSET, CptConfig
+from mindplm.models.parts import require_no_dropout
 from mindplm.nn.decoder import CrossBlock
 from mindplm.nn.kernels import mask_bias
 from mindplm.nn.layers import Embedding, LayerNorm, Linear
@@ -75,8 +75,7 @@ class Cpt(nn.Cell):
 
     def __init__(self, config: CptConfig, dtype=ms.float32):
         super().__init__()
-        if config.dropout:
-            raise ConfigError(f"model.dropout={config.dropout}: only 0 is implemented for cpt")
+        require_no_dropout(config, "cpt")
         self.config, self.dtype = config, dtype
         names = ("vocab_size", "hidden_size", "num_heads", "ffn_size", "num_layers", "max_len")
         sizes = {name: getattr(config, name) for name in (*names, "num_types", "init_std")}

@@ -12,12 +12,19 @@ from typing import Any
 import numpy as np
 
 from mindplm.models.bert.config import encoder_rules, encoder_shapes, pair_rules
-from mindplm.models.shapes import Shape, block_shapes, has_prefix, total, with_bias
-from mindplm.strict import at_least, between, require
+from mindplm.models.sizes import (
+    PlainSizes,
+    Shape,
+    block_shapes,
+    has_prefix,
+    own_values,
+    their_values,
+    total,
+    with_bias,
+)
+from mindplm.strict import at_least, require
 from mindplm.weights.rules import Drop, Fill, Rename, Rule
 
-SHARED_COLUMNS: tuple[str, ...] = ()
-"""Columns of a batch that all its rows share: none."""
 ENCODER_EPS, DECODER_EPS = 1e-12, 1e-5
 """Added to the variance in the norms of both sides."""
 OFFSET = 2
@@ -25,47 +32,24 @@ OFFSET = 2
 
 
 @dataclass(frozen=True)
-class CptConfig:
-    """Sizes of a CPT model."""
+class CptConfig(PlainSizes):
+    """Sizes of a CPT model; num_layers counts the understanding decoder's blocks too."""
 
-    vocab_size: int = 0
-    """Rows of the word table; 0: those of the vocabulary file."""
-    hidden_size: int = 768
-    """Width of the residual stream."""
-    num_heads: int = 12
-    """Attention heads; they share the width."""
-    ffn_size: int = 3072
-    """Inner width of the feed-forward parts."""
-    num_layers: int = 12
-    """Blocks of the encoder, the understanding decoder's among them."""
     num_decoder_layers: int = 2
     """Blocks of the understanding decoder, and of the writing decoder."""
-    max_len: int = 512
-    """Most tokens of either side."""
     num_types: int = 2
     """Rows of the table of token types."""
     scale_embedding: bool = False
     """Whether the writing decoder's word embeddings are multiplied by the root of the width."""
-    dropout: float = 0.0
-    """Probability of dropping attention weights and the outputs of the parts."""
-    init_std: float = 0.02
-    """Standard deviation of the first weights."""
 
     def __post_init__(self) -> None:
-        at_least("model", self, vocab_size=0, hidden_size=1, num_heads=1, ffn_size=1)
+        super().__post_init__()
         at_least("model", self, num_decoder_layers=1, max_len=2, num_types=2)
-        require(
-            self.hidden_size % self.num_heads == 0,
-            f"model.hidden_size={self.hidden_size}, expected a multiple of "
-            f"model.num_heads={self.num_heads}",
-        )
         require(
             self.num_layers > self.num_decoder_layers,
             f"model.num_layers={self.num_layers}, expected more than "
             f"model.num_decoder_layers={self.num_decoder_layers}",
         )
-        require(self.init_std > 0, f"model.init_std={self.init_std}, expected > 0")
-        between("model", self, 0, 1, "dropout")
 
 
 _BASE = CptConfig(vocab_size=51271, max_len=1024)
@@ -89,7 +73,6 @@ PRESETS: dict[str, CptConfig] = {
 
 def parameter_shapes(config: CptConfig) -> dict[str, Shape]:
     """Name and shape of every parameter, the output bias that is not trained among them."""
-    require(config.vocab_size > 0, "model.vocab_size=0, expected the size of a vocabulary")
     hidden = config.hidden_size
     shapes = {
         **encoder_shapes(config),
@@ -178,8 +161,7 @@ def from_original(theirs: Mapping[str, Any]) -> CptConfig:
     Raises:
         ConfigError: A key is missing or has a value that this model does not have.
     """
-    missing = [key for key in _KEYS if key not in theirs and key not in _OPTIONAL]
-    require(not missing, f"missing key(s) {', '.join(missing)} in a CPT configuration")
+    values = own_values(theirs, _KEYS, _OPTIONAL, "CPT")
     for key, wanted in (
         ("activation_function", "gelu"),
         ("decoder_attention_heads", theirs["encoder_attention_heads"]),
@@ -187,13 +169,13 @@ def from_original(theirs: Mapping[str, Any]) -> CptConfig:
     ):
         value = theirs.get(key, wanted)
         require(value == wanted, f"{key}={value}, expected {wanted}")
-    return CptConfig(**{ours: theirs[key] for key, ours in _KEYS.items() if key in theirs})
+    return CptConfig(**values)
 
 
 def to_original(config: CptConfig, flavour: str = "hf", half: bool = False) -> dict[str, Any]:
     """Writes a configuration with their names."""
     return {
-        **{key: getattr(config, ours) for key, ours in _KEYS.items()},
+        **their_values(config, _KEYS),
         "decoder_attention_heads": config.num_heads,
         "decoder_ffn_dim": config.ffn_size,
         "activation_function": "gelu",

@@ -8,9 +8,8 @@ from __future__ import annotations
 import mindspore as ms
 from mindspore import nn, ops
 
-from mindplm.errors import ConfigError
 from mindplm.models.gpt1.config import Gpt1Config
-from mindplm.nn.block import post_norm_block
+from mindplm.models.parts import causal_model, post_norm_blocks, require_no_dropout
 from mindplm.nn.causal import CausalLoss, CausalModel
 from mindplm.nn.kernels import gelu_tanh
 from mindplm.nn.layers import Linear
@@ -21,29 +20,10 @@ def network(config: Gpt1Config, dtype=ms.float32) -> CausalModel:
 
     Source: Radford et al. 2018, "Improving Language Understanding by Generative Pre-Training".
     """
-    if config.dropout:
-        raise ConfigError(f"model.dropout={config.dropout}: only 0 is implemented for gpt1")
-    blocks = [
-        post_norm_block(
-            config.hidden_size,
-            config.num_heads,
-            config.ffn_size,
-            eps=config.eps,
-            std=config.init_std,
-            activation=gelu_tanh,
-            dtype=dtype,
-        )
-        for _ in range(config.num_layers)
-    ]
-    return CausalModel(
-        (config.vocab_size, config.max_len),
-        config.hidden_size,
-        blocks,
-        None,
-        std=config.init_std,
-        position_classes=config.position_classes,
-        dtype=dtype,
-    )
+    require_no_dropout(config, "gpt1")
+    blocks = post_norm_blocks(config, gelu_tanh, dtype)
+    classes = config.position_classes
+    return causal_model(config, blocks, None, position_classes=classes, dtype=dtype)
 
 
 class TaskModel(nn.Cell):

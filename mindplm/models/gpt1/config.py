@@ -9,54 +9,37 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mindplm.models.shapes import Shape, block_shapes, has_prefix, total
-from mindplm.strict import at_least, between, require
+from mindplm.models.sizes import (
+    PlainSizes,
+    Shape,
+    causal_shapes,
+    has_prefix,
+    own_values,
+    positive,
+    their_values,
+    total,
+)
+from mindplm.strict import require
 from mindplm.weights.rules import Drop, Rename, Rule, Split
 
 Flavour = Literal["openai", "hf", "hf_bare"]
 FLAVOURS = ("openai", "hf", "hf_bare")
 """openai: the shards of the original release; hf: names of the PyTorch port, which older files
 have without the prefix `transformer.` (hf_bare)."""
-SHARED_COLUMNS: tuple[str, ...] = ()
-"""Columns of a batch that all its rows share: none."""
 
 
 @dataclass(frozen=True)
-class Gpt1Config:
+class Gpt1Config(PlainSizes):
     """Sizes of a GPT-1 model."""
 
-    vocab_size: int = 0
-    """Rows of the token table; 0: those of the vocabulary file."""
-    hidden_size: int = 768
-    """Width of the residual stream."""
-    num_heads: int = 12
-    """Attention heads; they share the width."""
-    ffn_size: int = 3072
-    """Inner width of the feed-forward part."""
-    num_layers: int = 12
-    """Blocks."""
-    max_len: int = 512
-    """Rows of the position table: most tokens of a row."""
     eps: float = 1e-5
     """Added to the variance in the norms."""
-    dropout: float = 0.0
-    """Probability of dropping attention weights and the outputs of both parts."""
-    init_std: float = 0.02
-    """Standard deviation of the first weights."""
     position_classes: bool = False
     """The position rows are output classes too, as in the original program (not in its ports)."""
 
     def __post_init__(self) -> None:
-        at_least("model", self, vocab_size=0, hidden_size=1, num_heads=1, ffn_size=1)
-        at_least("model", self, num_layers=1, max_len=1)
-        require(
-            self.hidden_size % self.num_heads == 0,
-            f"model.hidden_size={self.hidden_size}, expected a multiple of "
-            f"model.num_heads={self.num_heads}",
-        )
-        require(self.eps > 0, f"model.eps={self.eps}, expected > 0")
-        require(self.init_std > 0, f"model.init_std={self.init_std}, expected > 0")
-        between("model", self, 0, 1, "dropout")
+        super().__post_init__()
+        positive(self, "eps")
 
 
 PRESETS: dict[str, Gpt1Config] = {
@@ -67,15 +50,7 @@ PRESETS: dict[str, Gpt1Config] = {
 
 def parameter_shapes(config: Gpt1Config) -> dict[str, Shape]:
     """Name and shape of every parameter, in the order of the forward pass."""
-    require(config.vocab_size > 0, "model.vocab_size=0, expected the size of a vocabulary")
-    hidden = config.hidden_size
-    shapes: dict[str, Shape] = {
-        "embed.weight": (config.vocab_size, hidden),
-        "positions.weight": (config.max_len, hidden),
-    }
-    for i in range(config.num_layers):
-        shapes.update(block_shapes(f"blocks.{i}.", hidden, config.ffn_size))
-    return shapes
+    return causal_shapes(config)
 
 
 def num_parameters(config: Gpt1Config) -> int:
@@ -151,11 +126,9 @@ def from_original(theirs: Mapping[str, Any]) -> Gpt1Config:
     Raises:
         ConfigError: A key is missing or has a value that this model does not have.
     """
-    missing = [key for key in _KEYS if key not in theirs and key not in _OPTIONAL]
-    require(not missing, f"missing key(s) {', '.join(missing)} in a GPT-1 configuration")
+    values = own_values(theirs, _KEYS, _OPTIONAL, "GPT-1")
     act = theirs.get("afn", "gelu")
     require(act in _GELU, f"afn={act}, expected gelu")
-    values = {ours: theirs[key] for key, ours in _KEYS.items() if key in theirs}
     return Gpt1Config(**values, ffn_size=4 * values["hidden_size"])
 
 
@@ -166,7 +139,7 @@ def to_original(config: Gpt1Config, flavour: str = "hf", half: bool = False) -> 
         f"model.ffn_size={config.ffn_size}: their ffn has 4 x n_embd = {4 * config.hidden_size}",
     )
     return {
-        **{key: getattr(config, ours) for key, ours in _KEYS.items()},
+        **their_values(config, _KEYS),
         "n_ctx": config.max_len,
         "afn": "gelu",
         "model_type": "openai-gpt",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import mindspore as ms
 from mindspore import Tensor, nn, ops
 
-from mindplm.errors import ConfigError
+from mindplm.models.parts import require_no_dropout
 from mindplm.models.t5.config import T5Config
 from mindplm.nn.attention import Attention
 from mindplm.nn.block import Block
@@ -112,8 +112,7 @@ class T5(nn.Cell):
 
     def __init__(self, config: T5Config, dtype=ms.float32):
         super().__init__()
-        if config.dropout:
-            raise ConfigError(f"model.dropout={config.dropout}: only 0 is implemented for t5")
+        require_no_dropout(config, "t5")
         self.dtype, self.tied = dtype, config.tied
         hidden = config.hidden_size
         self.embed = Embedding(config.vocab_size, hidden, std=1.0, dtype=dtype)

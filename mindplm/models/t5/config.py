@@ -11,30 +11,31 @@ from typing import Any
 
 import numpy as np
 
-from mindplm.models.shapes import Shape, total
-from mindplm.strict import at_least, between, require
+from mindplm.models.sizes import (
+    Shape,
+    Sizes,
+    own_values,
+    positive,
+    table_shape,
+    their_values,
+    total,
+)
+from mindplm.strict import at_least, require
 from mindplm.weights.rules import Drop, Rename, Rule
 
 FLAVOURS = ("hf",)
 """hf: names of the PyTorch checkpoints."""
-SHARED_COLUMNS: tuple[str, ...] = ()
-"""Columns of a batch that all its rows share: none."""
 
 
 @dataclass(frozen=True)
-class T5Config:
+class T5Config(Sizes):
     """Sizes of a T5 model."""
 
-    vocab_size: int = 0
-    """Rows of the token table; 0: those of the vocabulary file."""
     hidden_size: int = 512
-    """Width of the residual stream."""
     num_heads: int = 8
-    """Attention heads."""
     head_dim: int = 64
     """Width of a head; num_heads x head_dim need not be hidden_size."""
     ffn_size: int = 2048
-    """Inner width of the feed-forward part."""
     num_layers: int = 6
     """Blocks of the encoder."""
     num_decoder_layers: int = 6
@@ -49,12 +50,10 @@ class T5Config:
     """Feed-forward with a gate and GELU, as in v1.1; otherwise with ReLU, as in v1.0."""
     tied: bool = True
     """The output matrix is the token table, as in v1.0; otherwise one of its own, as in v1.1."""
-    dropout: float = 0.0
-    """Probability of dropping attention weights and the outputs of all parts."""
 
     def __post_init__(self) -> None:
-        at_least("model", self, vocab_size=0, hidden_size=1, num_heads=1, head_dim=1, ffn_size=1)
-        at_least("model", self, num_layers=1, num_decoder_layers=1)
+        super().__post_init__()
+        at_least("model", self, head_dim=1, num_decoder_layers=1)
         require(
             self.num_buckets >= 4 and self.num_buckets % 4 == 0,
             f"model.num_buckets={self.num_buckets}, expected a multiple of 4",
@@ -64,21 +63,20 @@ class T5Config:
             f"model.max_distance={self.max_distance}, expected more than half of "
             f"model.num_buckets={self.num_buckets}",
         )
-        require(self.eps > 0, f"model.eps={self.eps}, expected > 0")
-        between("model", self, 0, 1, "dropout")
+        positive(self, "eps")
 
 
-def _v11(hidden: int, ffn: int, heads: int, layers: int) -> T5Config:
-    return T5Config(32128, hidden, heads, 64, ffn, layers, layers, gated=True, tied=False)
+def _v11(hidden: int, ffn: int, heads: int, layers: int, head_dim: int = 64) -> T5Config:
+    tall = _v10(hidden, ffn, heads, layers, head_dim)
+    return replace(tall, gated=True, tied=False)
 
 
 def _v10(hidden: int, ffn: int, heads: int, layers: int, head_dim: int = 64) -> T5Config:
-    return T5Config(32128, hidden, heads, head_dim, ffn, layers, layers)
+    return T5Config(32128, hidden, heads, ffn, layers, num_decoder_layers=layers, head_dim=head_dim)
 
 
-_TINY = T5Config(0, 128, 4, 32, 256, 2, 2, gated=True, tied=False)
 PRESETS: dict[str, T5Config] = {
-    "tiny": _TINY,
+    "tiny": replace(_v11(128, 256, 4, 2, head_dim=32), vocab_size=0),
     "small_v10": _v10(512, 2048, 8, 6),
     "base_v10": _v10(768, 3072, 12, 12),
     "small_v11": _v11(512, 1024, 6, 8),
@@ -119,8 +117,7 @@ def _stack(name: str, layers: int, config: T5Config) -> dict[str, Shape]:
 
 def parameter_shapes(config: T5Config) -> dict[str, Shape]:
     """Name and shape of every parameter, in the order of the forward pass."""
-    require(config.vocab_size > 0, "model.vocab_size=0, expected the size of a vocabulary")
-    table = (config.vocab_size, config.hidden_size)
+    table = table_shape(config)
     return {
         "embed.weight": table,
         **_stack("encoder", config.num_layers, config),
@@ -196,11 +193,9 @@ def from_original(theirs: Mapping[str, Any]) -> T5Config:
     Raises:
         ConfigError: A key is missing or has a value that this model does not have.
     """
-    missing = [key for key in _KEYS if key not in theirs and key not in _OPTIONAL]
-    require(not missing, f"missing key(s) {', '.join(missing)} in a T5 configuration")
+    values = own_values(theirs, _KEYS, _OPTIONAL, "T5")
     form = theirs.get("feed_forward_proj", "relu")
     require(form in _FORMS, f"feed_forward_proj={form}, expected {' or '.join(_FORMS)}")
-    values = {ours: theirs[key] for key, ours in _KEYS.items() if theirs.get(key) is not None}
     values.setdefault("num_decoder_layers", values["num_layers"])
     tied = bool(theirs.get("tie_word_embeddings", True))
     return T5Config(**values, gated=_FORMS[form], tied=tied)
@@ -221,7 +216,7 @@ def fitted(config: T5Config, arrays: Mapping[str, Any]) -> T5Config:
 def to_original(config: T5Config, flavour: str = "hf", half: bool = False) -> dict[str, Any]:
     """Writes a configuration with their names."""
     return {
-        **{key: getattr(config, ours) for key, ours in _KEYS.items()},
+        **their_values(config, _KEYS),
         "feed_forward_proj": "gated-gelu" if config.gated else "relu",
         "tie_word_embeddings": config.tied,
         "model_type": "t5",

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from mindplm.errors import ConfigError
@@ -89,6 +89,9 @@ class ShardPlan:
     """(model config, parallel) -> letter -> what its cuts must divide."""
     block_costs: Callable[[Any], Sequence[int]]
     """model config -> cost of each block; one more entry for what follows the last block."""
+    homes: Mapping[str, str] = field(default_factory=dict)
+    """Name of a weight outside the blocks -> pipeline stages that use it: all, ends (the first and
+    the last), last; last for those that are not named."""
 
     def mesh_axes(self, token: str, parallel: ParallelConfig) -> tuple[str, ...]:
         """Mesh axes that an axis is cut over, the slowest first."""
@@ -172,6 +175,68 @@ def stages_of(costs: Sequence[int], num_stages: int) -> tuple[int, ...]:
         stages[:0] = [k - 1] * (end - begin)
         end = begin
     return tuple(stages)
+
+
+def shard_threshold_kb(parallel: ParallelConfig) -> int:
+    """Weights from this size on are spread over the data axis by parallel.optimizer_shard.
+
+    Small ones stay whole, but what pipeline stages share must be spread to compile.
+    """
+    return 64 if parallel.pipeline == 1 else 1
+
+
+def stage_of_rank(rank: int, parallel: ParallelConfig) -> int:
+    """Pipeline stage of a process; stages follow one another in the order of ranks."""
+    return rank * parallel.pipeline // parallel.devices
+
+
+def is_held(name: str, plan: ShardPlan, stages: Sequence[int], stage: int) -> bool:
+    """Whether a pipeline stage has a weight.
+
+    Args:
+        name: Of the weight.
+        plan: The plan.
+        stages: Stage of each block.
+        stage: The stage asked about.
+    """
+    block = re.match(r"blocks\.(\d+)\.", name)
+    if block:
+        return stages[int(block[1])] == stage
+    home, last = plan.homes.get(name, "last"), max(stages)
+    return stage == last or home == "all" or (home == "ends" and stage == 0)
+
+
+def held_shapes(
+    plan: ShardPlan,
+    config: RunConfig,
+    shapes: Callable[[Any], Mapping[str, tuple[int, ...]]],
+    rank: int = 0,
+) -> dict[str, tuple[int, ...]]:
+    """What one process keeps of each weight, of its moments and of the sum of its gradients.
+
+    Args:
+        plan: The family's plan.
+        config: The run's settings.
+        shapes: model config -> name -> shape of every weight.
+        rank: The process.
+
+    Returns:
+        Name -> shape, of the weights that its stage has.
+    """
+    parallel = config.parallel
+    stages = stages_of(plan.block_costs(config.model), parallel.pipeline)
+    padded = replace(config.model, vocab_size=vocab_rows(config.model.vocab_size, parallel))
+    size = 4 if config.runtime.dtype == "float32" else 2
+    held = {}
+    for name, shape in shapes(padded).items():
+        if not is_held(name, plan, stages, stage_of_rank(rank, parallel)):
+            continue
+        cut = plan.slice_shape(name, shape, parallel)
+        large = size * math.prod(cut) >= 1024 * shard_threshold_kb(parallel)
+        if parallel.optimizer_shard and large and cut[0] % parallel.data == 0:
+            cut = (cut[0] // parallel.data, *cut[1:])
+        held[name] = cut
+    return held
 
 
 # --- checks ---------------------------------------------------------------------------------------

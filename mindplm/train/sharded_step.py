@@ -19,7 +19,7 @@ from mindspore.parallel.auto_parallel import AutoParallel
 from mindplm import runtime
 from mindplm.config import ParallelConfig, RunConfig
 from mindplm.families import family
-from mindplm.shards import operand, stages_of, vocab_rows
+from mindplm.shards import operand, shard_threshold_kb, stages_of, vocab_rows
 from mindplm.train.optim import Adam, Rates
 from mindplm.train.scaler import LossScale
 from mindplm.train.sharding import lay_plan
@@ -168,8 +168,7 @@ def sharded_step(config: RunConfig) -> AutoParallel:
     if parallel.pipeline > 1:
         network.pipeline(stages=parallel.pipeline)
     if parallel.optimizer_shard:
-        # In KB. Small weights stay whole, but what stages share must be spread to compile.
-        threshold = 64 if parallel.pipeline == 1 else 1
+        threshold = shard_threshold_kb(parallel)
         network.hsdp(shard_size=-1, threshold=threshold, optimizer_level="level1")
     return network
 

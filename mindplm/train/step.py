@@ -10,6 +10,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
+from mindplm.config import RunConfig
 from mindplm.nn.kernels import overflowed, sum_squares
 from mindplm.train.optim import Adam, Rates, zeros
 from mindplm.train.scaler import LossScale, scalar
@@ -283,3 +284,29 @@ class TrainStep:
                 cut.append(Tensor(array[part * size : (part + 1) * size] if size else array))
             facts = facts + self.micro(vector, *cut)
         return self.finish(vector, facts)
+
+
+def plain_step(
+    config: RunConfig, model: nn.Cell, loss: nn.Cell, *, world: int, num_tasks: int = 0
+) -> TrainStep:
+    """The step of a run in which every device holds all weights.
+
+    Args:
+        config: The run's settings.
+        model: The network, with its adapters if it has some.
+        loss: Its training cell.
+        world: Devices.
+        num_tasks: Tasks whose losses are told.
+    """
+    if config.parallel.recompute:
+        for block in model.blocks:
+            block.recompute()
+    return TrainStep(
+        loss,
+        Adam(list(model.trainable_params()), config.optim),
+        clip_norm=config.optim.clip_norm,
+        num_micro=config.accumulation,
+        scaler=LossScale(config.optim, dynamic=config.runtime.dtype == "float16"),
+        world=world,
+        num_tasks=num_tasks,
+    )

@@ -20,12 +20,10 @@ from mindplm.nn.values import from_arrays, to_arrays
 from mindplm.train.begin import Start, check_same
 from mindplm.train.best import FOLDER, Best
 from mindplm.train.health import Health
-from mindplm.train.optim import Adam
 from mindplm.train.ranks import Gather
 from mindplm.train.saving import Writer
-from mindplm.train.scaler import LossScale
 from mindplm.train.schedule import learning_rate
-from mindplm.train.step import Numbers, TrainStep
+from mindplm.train.step import Numbers, plain_step
 
 
 class Trainer:
@@ -61,22 +59,12 @@ class Trainer:
         self.loss = parts.part("loss")(self.model)
         self.shared = set(parts.part("shared_columns"))
         self.start = Start(self.model, config, self.tokenizer)
-        if config.parallel.recompute:
-            for block in self.model.blocks:
-                block.recompute()
-        self.optimizer = Adam(list(self.model.trainable_params()), config.optim)
-        self.scaler = LossScale(config.optim, dynamic=config.runtime.dtype == "float16")
         by_task = hasattr(self.loss, "tokens") and "spans" in self.kind.columns
         self.task_names = self.rows.task_names if by_task else []
-        self.step = TrainStep(
-            self.loss,
-            self.optimizer,
-            clip_norm=config.optim.clip_norm,
-            num_micro=config.accumulation,
-            scaler=self.scaler,
-            world=found.world,
-            num_tasks=len(self.task_names),
+        self.step = plain_step(
+            config, self.model, self.loss, world=found.world, num_tasks=len(self.task_names)
         )
+        self.optimizer, self.scaler = self.step.optimizer, self.step.scaler
         self.run = RunFolder(config.train.output)
         events = self.run.root if found.rank == 0 else None
         self.health = Health(config.train, events, str(self.rows.path))

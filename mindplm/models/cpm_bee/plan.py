@@ -105,4 +105,5 @@ PLAN = ShardPlan(
     },
     units=_units,
     block_costs=_block_costs,
+    homes={"embed.weight": "ends", "position_bias.weight": "all"},
 )

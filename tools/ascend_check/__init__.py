@@ -1,0 +1,1 @@
+"""Compiling for Ascend without Ascend: parts of tools/ascend_compile_check.py."""

@@ -1,0 +1,171 @@
+"""Compiles one graph for Ascend in a process of its own: python -m ascend_check.compile_one.
+
+Reads one JSON object from its input: `config`, settings of a run; `graph`, "step" for the training
+step, "write" for the two graphs of generation. RANK_ID and RANK_SIZE say which device of how many
+it stands for. Writes one JSON object, as its last line: seconds, peak_gb, weights_bytes, or error.
+Nothing is computed: the system libraries of Ascend are stand-ins, see `ascend_check.stand_ins`.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+import traceback
+from types import SimpleNamespace
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn
+from mindspore.communication.management import GlobalComm
+from mindspore.nn.utils import no_init_parameters
+
+from mindplm import runtime
+from mindplm.config import RunConfig
+from mindplm.data.kinds import Draws
+from mindplm.families import config_from_dict, family, vocab_path
+from mindplm.generate import generate
+from mindplm.generate.compiled import CompiledNetwork
+from mindplm.generate.model import Model
+from mindplm.train.sharded_step import inputs, sharded_step
+from mindplm.train.step import Numbers, plain_step
+
+_NUM_TASKS = 4
+
+
+class _Compiled(nn.Cell):
+    """A function of tensors that is already a graph, as a cell, which can be compiled unrun."""
+
+    def __init__(self, function: Any, *cells: nn.Cell):
+        super().__init__(auto_prefix=False)
+        self.function, self.parts = function, nn.CellList(list(cells))
+
+    def construct(self, *values):
+        return self.function(*values)
+
+
+def batch(config: RunConfig, num_rows: int) -> dict[str, np.ndarray]:
+    """Empty rows, in the columns that the family's own collation makes."""
+    kind = family(config.family).part("rows")
+    marks = SimpleNamespace(**dict.fromkeys(kind.marks, 1))
+    marks.vocab_size = config.model.vocab_size
+    none = np.zeros(1, np.int32)
+    draws = Draws((none, none + 1), config.runtime.seed, [])
+    shape = kind.settings(config, "train").shape
+    return kind.collate([], num_rows=num_rows, shape=shape, marks=marks, draws=draws)
+
+
+def step(config: RunConfig, world: int) -> dict[str, Any]:
+    """The training step of one device, as the trainer builds it."""
+    parts = family(config.family)
+    shared = set(parts.part("shared_columns"))
+    if config.parallel.by_plan:
+        network = sharded_step(config)
+        network.no_init_parameters_in_compile()
+        columns = batch(config, config.micro_batch_size * config.accumulation)
+        network.compile(*inputs(columns, shared, 1.0, config.accumulation))
+        return {"slices": _slices(network)}
+    columns = batch(config, config.micro_batch_size)
+    with no_init_parameters():
+        model = parts.part("cell")(config.model, runtime.compute_dtype(config.runtime.dtype))
+        loss = parts.part("loss")(model)
+        made = plain_step(config, model, loss, world=world, num_tasks=_NUM_TASKS)
+    tasks = np.zeros_like(columns["targets"])
+    values = [Tensor(array) for array in (*columns.values(), tasks)]
+    rates = [made.optimizer.rates(1e-3, 0)] * (runtime.steps_ahead() + 1)
+    numbers = Numbers(1.0, rates).tensor()
+    if made.num_micro == 1:
+        _Compiled(made.whole, loss, made.optimizer).compile(numbers, *values)
+        return {}
+    facts = Tensor(np.zeros(1 + 2 * _NUM_TASKS, np.float32))
+    _Compiled(made.micro, loss).compile(numbers, *values)
+    _Compiled(made.finish, made.optimizer).compile(numbers, facts)
+    return {}
+
+
+def _slices(network: Any) -> dict[str, list[int]]:
+    """Shape of what this device holds of each weight, moment and sum."""
+    layouts = network.parameter_layout_dict
+    return {name: list(layout[2]) for name, layout in layouts.items() if "weight" in name}
+
+
+class _Unrun(CompiledNetwork):
+    """Compiles both graphs of generation when they are asked for, and answers with zeros."""
+
+    def __init__(self, prefill: nn.Cell, decode: nn.Cell, model: nn.Cell, num_classes: int):
+        super().__init__(prefill, decode)
+        self.model, self.num_classes = model, num_classes
+        self.compiled: list[str] = []
+
+    def start(self, columns, rows, room):
+        self._start.compile(rows, room, *columns)
+        self.compiled.append("prefill")
+        config = self.model.config
+        shape = (rows.shape[0], config.num_heads, room.shape[0], config.head_dim)
+        zeros = np.zeros(shape, np.float16)
+        caches = [_zeros(zeros, self.model.dtype) for _ in config.attention_layers for _ in "kv"]
+        return np.zeros((columns[0].shape[0], self.num_classes), np.float32), caches
+
+    def step(self, columns, caches):
+        if "decode" not in self.compiled:
+            self._step.compile(*columns, *caches)
+            self.compiled.append("decode")
+        return np.zeros((columns[0].shape[0], self.num_classes), np.float32), caches
+
+
+def _zeros(values: np.ndarray, dtype: Any) -> Tensor:
+    if dtype == ms.bfloat16:
+        return Tensor(shape=values.shape, dtype=dtype, init="zeros")
+    return Tensor(values, dtype)
+
+
+def write(config: RunConfig) -> dict[str, Any]:
+    """The graphs of reading a prompt and of writing a token, two beams."""
+    parts = family(config.family)
+    tokenizer = parts.part("tokenizer").from_file(vocab_path(config.tokenizer, config.family))
+    with no_init_parameters():
+        cell = parts.part("cell")(config.model, runtime.compute_dtype(config.runtime.dtype))
+    prefill, decode = parts.part("decode")(cell)
+    network = _Unrun(prefill, decode, cell, config.model.vocab_size + 32)
+    model = Model(config.family, config.model, network)  # type: ignore[arg-type]
+    generate(model, tokenizer, [{"input": "one", "<ans>": ""}], beams=2, max_new_tokens=2)
+    if network.compiled != ["prefill", "decode"]:
+        raise RuntimeError(f"generation compiled {network.compiled}")
+    return {}
+
+
+def _ascend(*_: Any) -> tuple[str, list[str]]:
+    return "Ascend", []
+
+
+def main() -> int:
+    """Compiles what the input says."""
+    asked = json.loads(sys.stdin.read())
+    config = config_from_dict(asked["config"], "row")
+    begin = time.perf_counter()
+    try:
+        GlobalComm.CHECK_ENVS = False  # there is no package of the vendor's here
+        runtime.choose_device = _ascend  # the stand-ins show no card
+        found = runtime.setup(config.runtime)
+        ready = time.perf_counter()
+        result = step(config, found.world) if asked["graph"] == "step" else write(config)
+        result["seconds"] = round(time.perf_counter() - ready, 1)
+    except Exception as error:  # any failure is a row of the table
+        traceback.print_exc()
+        result = {"error": error_text(error), "seconds": round(time.perf_counter() - begin, 1)}
+    result["peak_gb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
+    print("\n" + json.dumps(result), flush=True)
+    return 0
+
+
+def error_text(error: Exception) -> str:
+    """The first lines of an error, without the framework's rulers."""
+    lines = (line.strip(" -") for line in str(error).splitlines())
+    text = " ".join(line for line in lines if line)
+    return f"{type(error).__name__}: {text}"[:600]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -54,8 +54,12 @@ class ShapeConfig:
     """Columns of the answers to choose from, or one column that holds a list of them."""
     show_options: bool = True
     """Whether the record shows the options to choose from."""
-    answer: Literal["option", "text"] = "option"
-    """What is predicted: the option's tag such as <option_1>, or its words."""
+    answer: Literal["option", "text", "input"] = "option"
+    """What is predicted: the option's tag such as <option_1>, or its words; or with input, the
+    first of the inputs from the words, so that the words are chosen that explain it best (a noisy
+    channel; how frequent they are does not count then)."""
+    answer_key: str = "answer"
+    """Key of the words in the record, where the input is predicted from them."""
     gap: str = ""
     """A mark in the inputs, such as #idiom#, that is a blank to be filled with the answer."""
     patterns: dict[str, str] = field(default_factory=dict)
@@ -99,8 +103,12 @@ class ShapeConfig:
         )
         require(self.joiner != "", f"{here}: joiner is empty")
         require(
-            self.show_options or self.answer == "text",
+            self.show_options or self.answer != "option",
             f"{here}: answer=option needs show_options=true",
+        )
+        require(
+            self.answer != "input" or not (self.gap or self.answer_key in self.shown),
+            f"{here}: answer=input needs a key {self.answer_key!r} that no input has, and no gap",
         )
         require(
             not self.balance or fixed or self.kind == "choices",

@@ -56,6 +56,12 @@ class TaskConfig:
             require(metric in METRICS, f"metrics: {metric} is not known; accepted: {known}")
         kind = self.shape.kind
         require(
+            self.shape.answer != "input"
+            or (self.method, self.likelihood)
+            in (("likelihood", "answer"), ("likelihood", "token")),
+            "shape.answer=input needs method=likelihood, and likelihood=answer or token",
+        )
+        require(
             kind in _CHOOSING or (self.method == "generate" and "accuracy" not in self.metrics),
             f"method likelihood and the metric accuracy need answers to choose from, "
             f"but the shape is {kind}",

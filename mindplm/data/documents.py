@@ -44,7 +44,8 @@ class Document:
         fields: A text with what belongs to it, a record, or a row of a table.
         label: Its class, where there are classes.
         weight: How often it is used, relative to the others of its source.
-        candidates: Values of `<ans>` to choose from.
+        candidates: Values to choose from.
+        slot: The key that they are values of.
         references: Accepted answers: one of the candidates; or plain texts, or (type, text) pairs.
     """
 
@@ -53,6 +54,7 @@ class Document:
     label: str = ""
     weight: float = 1.0
     candidates: tuple[Any, ...] = ()
+    slot: str = "<ans>"
     references: tuple[Any, ...] = ()
 
 

@@ -14,7 +14,6 @@ from mindplm.config import SourceConfig
 from mindplm.data.documents import Document
 from mindplm.data.sources import SourceReader
 
-ANSWER = "<ans>"
 _FIRST = 20
 _FEW = 10
 """In fewer documents than half of this no text counts as a fixed part of a task's wording."""
@@ -108,8 +107,8 @@ def marks(source: SourceConfig) -> list[Mark]:
 
 def mark_of(document: Document) -> Mark:
     """The mark of a document, with all its texts."""
-    given = {key: value for key, value in document.fields.items() if key != ANSWER}
-    answer = "\n".join(_leaves(document.fields.get(ANSWER, "")))
+    given = {key: value for key, value in document.fields.items() if key != document.slot}
+    answer = "\n".join(_leaves(document.fields.get(document.slot, "")))
     return Mark(document.place, frozenset(map(_hash, _leaves(given))), _hash(answer))
 
 

@@ -172,13 +172,18 @@ def _choice(shape: ShapeConfig, row: Document) -> list[Document]:
     if shape.gap:
         candidates = [{BLANK: candidate} for candidate in candidates]
         _open_gap(record, escape(shape.gap))
-    record[ANSWER] = candidates[right]
+    slot = ANSWER
+    if shape.answer == "input":
+        slot, candidates = escape(shape.answer_key), [escape(text) for text in words]
+        record[ANSWER] = record.pop(escape(next(iter(shape.shown))))
+    record[slot] = candidates[right]
     return [
         replace(
             row,
             fields=record,
             label=label,
             candidates=tuple(candidates),
+            slot=slot,
             references=(candidates[right],),
         )
     ]

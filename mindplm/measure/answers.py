@@ -9,12 +9,12 @@ from typing import Any
 
 from mindplm.config_task import TaskConfig
 from mindplm.data.documents import Document
-from mindplm.data.shapes import plain
+from mindplm.data.shapes import ANSWER, plain
 from mindplm.errors import DataError
 from mindplm.generate import write_each
 from mindplm.generate.model import Model
 from mindplm.generate.scoring import Score, score_each
-from mindplm.measure.questions import ANSWER, Questions
+from mindplm.measure.questions import Questions
 
 
 @dataclass
@@ -134,7 +134,7 @@ class _Scoring:
 def _choose(found: Sequence[Prediction], task: TaskConfig, scoring: _Scoring) -> None:
     """Gives each prediction its likeliest candidate."""
     asked = [
-        (prediction, {**prediction.document.fields, ANSWER: candidate})
+        (prediction, {**prediction.document.fields, prediction.document.slot: candidate})
         for prediction in found
         for candidate in prediction.document.candidates
     ]

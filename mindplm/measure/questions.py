@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from mindplm.data.documents import Document, Problem
 from mindplm.data.sources import SourceReader
 from mindplm.errors import DataError
 
-ANSWER = "<ans>"
 _FIRST = 5
 
 
@@ -70,7 +69,7 @@ def read_questions(task: TaskConfig, path: str = "") -> Questions:
         first = f"; {found.first[0]}" if found.first else ""
         raise DataError(f"{place}: nothing in it can be used for task {task.name}{first}")
     if task.shots:
-        found.shots = draw_shots(task, taken={_key(d.fields) for d in found.documents})
+        found.shots = draw_shots(task, taken=set(map(_key, found.documents)))
     if task.limit and task.limit < len(found.documents):
         places = np.arange(task.limit) * len(found.documents) // task.limit
         found.documents = [found.documents[i] for i in places]
@@ -88,7 +87,7 @@ def draw_shots(task: TaskConfig, taken: set[str]) -> list[dict[str, Any]]:
         DataError: There are not enough.
     """
     items = _items(task, task.shots_path)
-    pool = [d for d in items if isinstance(d, Document) and _key(d.fields) not in taken]
+    pool = [d for d in items if isinstance(d, Document) and _key(d) not in taken]
     if len(pool) < task.shots:
         raise DataError(
             f"{task.shots_path}: {len(pool)} records can be shown (those that are asked cannot), "
@@ -105,13 +104,13 @@ def draw_shots(task: TaskConfig, taken: set[str]) -> list[dict[str, Any]]:
     return [mixed[i].fields for i in rng.permutation(order)]
 
 
-def without_answer(record: Mapping[str, Any]) -> dict[str, Any]:
+def without_answer(document: Document) -> dict[str, Any]:
     """What is given of a record."""
-    return {key: value for key, value in record.items() if key != ANSWER}
+    return {key: value for key, value in document.fields.items() if key != document.slot}
 
 
-def _key(record: Mapping[str, Any]) -> str:
-    return json.dumps(without_answer(record), ensure_ascii=False, sort_keys=True)
+def _key(document: Document) -> str:
+    return json.dumps(without_answer(document), ensure_ascii=False, sort_keys=True)
 
 
 def _items(task: TaskConfig, path: str) -> Sequence[Document | Problem]:

@@ -141,7 +141,7 @@ def prediction_line(prediction: Prediction) -> dict[str, Any]:
         "right": is_right(prediction),
         "answer": prediction.answer,
         "references": list(document.references),
-        "record": plain(without_answer(document.fields)),
+        "record": plain(without_answer(document)),
     }
     if prediction.nats:
         line["nats"] = dict(zip(map(str, document.candidates), prediction.nats))

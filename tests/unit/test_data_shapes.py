@@ -103,6 +103,17 @@ def test_choices_of_one_text_that_a_pattern_takes_apart(tmp_path: Path) -> None:
     }
 
 
+def test_the_input_is_predicted_from_each_of_the_answers(tmp_path: Path) -> None:
+    line = json.dumps({"text": "a < b", "options": ["明月", "故乡"], "label": "故乡"})
+    made = documents(
+        tmp_path / "a.jsonl", line, kind="choices", options=("options",), answer="input",
+        answer_key="诗句", show_options=False, question="q",
+    )  # fmt: skip
+    assert made[0].fields == {"question": "q", "诗句": "故乡", "<ans>": "a << b"}
+    assert (made[0].slot, made[0].candidates) == ("诗句", ("明月", "故乡"))
+    assert made[0].references == ("故乡",)
+
+
 def test_a_gap_is_filled_with_one_of_a_list(tmp_path: Path) -> None:
     line = {"content": "打了一个#idiom#。", "candidates": ["措手不及", "八仙过海"], "answer": 0}
     shape: dict[str, Any] = {
@@ -292,6 +303,10 @@ def test_records_keep_their_answers_as_references(tmp_path: Path) -> None:
         ({"kind": "translation", "forward": ""}, "forward and backward are both empty"),
         ({"kind": "reading", "balance": True}, "balance needs labels"),
         ({"kind": "choices", "options": ("a",), "show_options": False}, "needs show_options=true"),
+        (
+            {"kind": "choices", "options": ("a",), "answer": "input", "answer_key": "input"},
+            "needs a key 'input' that no input has",
+        ),
         ({"kind": "records", "patterns": {"a": "("}}, "pattern of a"),
         ({"kind": "records", "patterns": {"a": "b"}}, "no named group"),
     ],

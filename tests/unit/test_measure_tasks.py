@@ -20,7 +20,7 @@ from mindplm.generate.model import Model
 from mindplm.generate.scoring import choose, score, score_each
 from mindplm.measure.answers import Prediction, understood
 from mindplm.measure.questions import read_questions
-from mindplm.measure.results import is_right, save, table
+from mindplm.measure.results import is_right, prediction_line, save, table
 from mindplm.measure.run import evaluate_task
 
 TASKS = sorted((ROOT / "configs" / "cpm_bee" / "tasks").glob("*.yaml"))
@@ -79,6 +79,20 @@ def test_ways_to_compare_candidates(model: Model, tmp_path: Path) -> None:
     assert nats["token"][0] == pytest.approx([s.per_token for s in plain])
     wanted = [s.nats - b.nats for s, b in zip(plain, before)]
     assert nats["prior"][0] == pytest.approx(wanted)
+
+
+def test_the_candidate_that_explains_the_input_best_is_chosen(model: Model, tmp_path: Path) -> None:
+    channel = ("shape.answer=input", "shape.show_options=false", "shape.answer_key=label")
+    task, data = reviews(tmp_path, *channel, count=2)
+    result = evaluate_task(model, TOKENIZER, task, data)
+    records = [{"question": "which", "label": word, "<ans>": "a"} for word in ("good", "bad")]
+    nats = [found.nats for found in score(model, TOKENIZER, records)]
+    first = result.predictions[0]
+    assert first.nats == pytest.approx(nats)
+    assert first.answer == ("good", "bad")[nats.index(min(nats))]
+    assert prediction_line(first)["record"] == {"question": "which", "<ans>": "a"}
+    with pytest.raises(ConfigError, match="answer=input needs method=likelihood"):
+        reviews(tmp_path, *channel, "likelihood=prior")
 
 
 def test_examples_that_cannot_be_shown_are_named(model: Model) -> None:
@@ -181,6 +195,8 @@ def test_the_task_files_that_ship(path: Path) -> None:
 FILES = {
     "ccpm": "ccpm/eval.jsonl",
     "ccpm_verse": "ccpm/eval.jsonl",
+    "ccpm_channel": "ccpm/eval.jsonl",
+    "reviews_short": "chnsenticorp/dev_clean.tsv",
     "reviews": "chnsenticorp/dev_clean.tsv",
     "eprstmt": "fewclue/eprstmt/test_public.json",
     "ocnli": "fewclue/ocnli/train_0.json",

@@ -11,7 +11,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "source",
         metavar="SOURCE",
         help="a .bin, .pt or .safetensors file of a model or of LoRA adapters, or a folder with "
-        "these (with --back: a checkpoint or an adapter folder)",
+        "these, such as PEFT's (with --back: a checkpoint or an adapter folder)",
     )
     parser.add_argument("--out", required=True, metavar="FOLDER", help="the folder to write")
     parser.add_argument("--family", default="cpm_bee", help="default cpm_bee")
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--back",
         metavar="FLAVOUR",
         help="from ours to the names and files of openbmb, hf, openai (gpt1) or megatron (cpm1; "
-        "megatron:2 writes two shards)",
+        "megatron:2 writes two shards); LoRA adapters also to the folder of peft",
     )
     parser.add_argument(
         "--verify", action="store_true", help="read all again and compare checksums of tensors"
@@ -49,14 +49,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--alpha",
         type=float,
         metavar="A",
-        help="what the original's LoRA adapters were trained with (default 16)",
+        help="what the original's LoRA adapters were trained with (default 16; PEFT's say it)",
     )
 
 
 def run(args: argparse.Namespace) -> None:
     """Converts and prints the report."""
     from mindplm import runtime
-    from mindplm.config_lora import LoraConfig
     from mindplm.convert import convert, convert_lora
     from mindplm.convert.lora import is_lora
     from mindplm.errors import ConfigError
@@ -68,8 +67,7 @@ def run(args: argparse.Namespace) -> None:
             if getattr(args, option) is None:
                 continue
             raise ConfigError(f"--{option} is for models; {args.source} holds LoRA adapters")
-        alpha = LoraConfig.alpha if args.alpha is None else args.alpha
-        print(convert_lora(args.source, args.out, base=args.base, alpha=alpha, **same))
+        print(convert_lora(args.source, args.out, base=args.base, alpha=args.alpha, **same))
         return
     if args.base is not None or args.alpha is not None:
         option = "--base" if args.base is not None else "--alpha"

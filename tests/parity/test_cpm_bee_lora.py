@@ -70,14 +70,19 @@ def test_the_settings_are_the_default_of_the_original(lora):
     assert [f"project_{target[-1]}" for target in default.targets] == info["modified_modules"]
 
 
-def test_files_of_both_flavours_hold_the_same_bits(lora, tmp_path):
+def test_files_of_all_flavours_hold_the_same_bits(lora, tmp_path):
     golden = load_file(lora.delta)
-    for flavour, prefix in (("openbmb", ""), ("hf", "cpmbee.")):
+    forms = {"openbmb": "{}", "hf": "cpmbee.{}", "peft": "base_model.model.cpmbee.{}.weight"}
+    for flavour, form in forms.items():
+        named = {
+            form.format(n.replace(".lora.", ".") if flavour == "peft" else n): a
+            for n, a in golden.items()
+        }
         convert_lora(lora.adapter.folder, tmp_path / flavour, back=flavour, verify=True)
         found, _ = open_tensors(tmp_path / flavour)
-        assert {prefix + name for name in golden} == set(found)
-        for name, array in golden.items():
-            assert np.asarray(found[prefix + name]).tobytes() == array.tobytes()
+        assert set(named) == set(found)
+        for name, array in named.items():
+            assert np.asarray(found[name]).tobytes() == array.tobytes()
         again = tmp_path / f"{flavour}-again"
         assert convert_lora(tmp_path / flavour, again).flavour == flavour
         left, right = adapters.read(again).arrays, lora.values()

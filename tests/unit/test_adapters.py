@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,64 @@ def test_there_and_back_is_bitwise(tmp_path: Path, dtype: Any, prefix: str) -> N
     name = "delta.safetensors" if prefix else "delta.pt"
     opened = tensors.open_file if prefix else open_torch
     assert values(opened(tmp_path / "back" / name)) == values(arrays)
+
+
+@pytest.mark.parametrize("prefix", ["", "cpmbee."])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, BF16])
+def test_pefts_folder_there_and_back_is_bitwise(tmp_path: Path, dtype: Any, prefix: str) -> None:
+    arrays = {
+        f"base_model.model.{prefix}{name.replace('.lora.lora_', '.lora_')}.weight": array
+        for name, array in delta(dtype=dtype).items()
+    }
+    (tmp_path / "theirs").mkdir()
+    save(tmp_path / "theirs" / "adapter_model.bin", arrays)
+    said = {"peft_type": "LORA", "r": 4, "lora_alpha": 6, "lora_dropout": 0.25, "bias": "none"}
+    (tmp_path / "theirs" / "adapter_config.json").write_text(json.dumps(said))
+    report = convert_lora(tmp_path / "theirs", tmp_path / "ours", verify=True)
+    assert report.verified == 6 and report.flavour == "peft"
+    assert "rank 4, alpha 6; on attn.q, ffn.down" in str(report)
+    found = adapters.read(tmp_path / "ours")
+    assert found.lora == LoraConfig(rank=4, alpha=6, dropout=0.25, targets=("attn.q", "ffn.down"))
+
+    back = tmp_path / "back"
+    assert convert_lora(tmp_path / "ours", back, back="peft", verify=True).verified == 6
+    wanted = {
+        name.replace("model.encoder", "model.cpmbee.encoder"): a for name, a in arrays.items()
+    }
+    assert values(tensors.open_file(back / "adapter_model.safetensors")) == values(wanted)
+    written = json.loads((back / "adapter_config.json").read_text())
+    assert {key: written[key] for key in said} == said
+    modules = [f"{n[len('base_model.model.') : -len('.lora_A.weight')]}" for n in wanted]
+    assert written["target_modules"] == sorted(set(modules))
+    convert_lora(back, tmp_path / "again")
+    again = adapters.read(tmp_path / "again")
+    assert again.lora == found.lora and values(again.arrays) == values(found.arrays)
+    # The two layouts of one adapter hold the same bits.
+    convert_lora(tmp_path / "ours", tmp_path / "original", back="openbmb")
+    opened = open_torch(tmp_path / "original" / "delta.pt")
+    assert values(opened) == values(delta(dtype=dtype))
+
+
+def test_pefts_other_adapters_are_refused(tmp_path: Path) -> None:
+    convert_lora(save(tmp_path / "d.pt", delta()), tmp_path / "ours")
+    convert_lora(tmp_path / "ours", tmp_path / "peft", back="peft")
+    file = tmp_path / "peft" / "adapter_config.json"
+    good = json.loads(file.read_text())
+    for changes, words in [
+        ({"peft_type": "IA3"}, "peft_type is 'IA3', expected LORA"),
+        ({"use_dora": True}, "use_dora=True is not supported"),
+        ({"bias": "all"}, "bias='all' is not supported"),
+        ({"rank_pattern": {"project_q": 2}}, "rank_pattern="),
+        ({"r": None}, "adapter_config.json is damaged"),
+        ({"lora_alpha": 0}, "lora.alpha=0.0, expected > 0"),
+    ]:
+        file.write_text(json.dumps({**good, **changes}))
+        assert words in refusal(tmp_path / "peft", tmp_path / "x"), changes
+    file.write_text(json.dumps(good))
+    assert "says 16; leave it out" in refusal(tmp_path / "peft", tmp_path / "x", alpha=8.0)
+    file.unlink()  # the tensors alone are enough if alpha is known
+    convert_lora(tmp_path / "peft", tmp_path / "x", alpha=8.0)
+    assert adapters.read(tmp_path / "x").lora.alpha == 8
 
 
 def test_our_own_folder_is_bitwise(tmp_path: Path) -> None:

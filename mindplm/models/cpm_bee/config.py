@@ -212,16 +212,27 @@ def flavour_of(names: Iterable[str]) -> Flavour:
     return "hf" if has_prefix(names, "cpmbee.", "lm_head.") else "openbmb"
 
 
-def lora_rules(flavour: Flavour = "openbmb") -> list[Rule]:
-    """Rules between the names of the original's LoRA matrices and ours, for every projection."""
-    prefix = "cpmbee." if flavour == "hf" else ""
+_LORA_NAMES = {
+    "openbmb": "{}.lora.lora_{}",
+    "hf": "cpmbee.{}.lora.lora_{}",
+    "peft": "base_model.model.cpmbee.{}.lora_{}.weight",
+}
+
+
+def lora_rules(flavour: str = "openbmb") -> list[Rule]:
+    """Rules between the names of LoRA matrices and ours, for every projection.
+
+    Args:
+        flavour: openbmb or hf, the original's files; peft, the layout of that library.
+    """
+    form = _LORA_NAMES[flavour]
     projections = {
         theirs[: -len(_WEIGHT)]: ours[: -len(_WEIGHT)]
         for theirs, ours in _NAMES.items()
         if ".attn." in ours or ".ffn." in ours
     }
     return [
-        Rename(f"{prefix}{theirs}.lora.lora_{end}", f"{ours}.lora_{end.lower()}")
+        Rename(form.format(theirs, end), f"{ours}.lora_{end.lower()}")
         for theirs, ours in projections.items()
         for end in "AB"
     ]

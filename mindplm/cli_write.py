@@ -83,6 +83,9 @@ def add_chat(sub: argparse.ArgumentParser) -> None:
     add_adapter(sub)
     _add_settings(sub, _SAMPLING)
     sub.add_argument("--seed", type=int, default=0, metavar="N", help="seed of sampling")
+    sub.add_argument(
+        "--system", default="", metavar="TEXT", help="stands before all turns and is never left out"
+    )
 
 
 def _add_settings(sub: argparse.ArgumentParser, numbers: dict[str, str]) -> None:
@@ -328,7 +331,7 @@ def chat(args: argparse.Namespace) -> None:
     from mindplm.text import unescape
 
     model, tokenizer = load(args.model, running, adapter=args.adapter, int8=args.int8)
-    dialogue = Chat(model, tokenizer, config, seed=args.seed)
+    dialogue = Chat(model, tokenizer, config, seed=args.seed, system=args.system)
     if sys.stdin.isatty():
         print("mindplm: /new forgets the dialogue, Ctrl-D ends it", file=sys.stderr)
     while (line := _turn()) is not None:

@@ -38,6 +38,8 @@ class Chat:
         tokenizer: From `load`.
         settings: How to write.
         seed: Of the drawing; turn n uses seed + n.
+        system: What stands before all turns and is never left out, as in dialogues to learn from
+            the message of the system.
         **changes: Fields of GenerateConfig that win over `settings`.
     """
 
@@ -48,13 +50,14 @@ class Chat:
         settings: GenerateConfig | None = None,
         *,
         seed: int = 0,
+        system: str = "",
         **changes: Any,
     ):
         config = with_changes(settings, changes)
         self._config = with_changes(config, {"stop": (*config.stop, *STOP), "strict": False})
         self._tokenizer = tokenizer
         seeds_of(seed, 1)
-        self._seed = seed
+        self._seed, self._system = seed, system
         self._form = model.layout(tokenizer)
         self._engine = Engine(model.network, self._form, buckets=self._config.buckets, batch_size=1)
         self._window = self._config.buckets[-1] - 1
@@ -112,4 +115,4 @@ class Chat:
             f"{_USER}{quiet(user)}{_MODEL}{quiet(answer)}"
             for user, answer in self.turns[self.dropped :]
         )
-        return f"{said}{_USER}{quiet(text)}{_MODEL}"
+        return f"{quiet(self._system)}{said}{_USER}{quiet(text)}{_MODEL}"

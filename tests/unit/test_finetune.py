@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from tiny_run import assert_same_arrays, assert_same_state, newest, numbers
 from mindplm import adapters, checkpoint, cli, families, generate
 from mindplm.checkpoint import RunFolder
 from mindplm.config import RunConfig
+from mindplm.data import prepare
 from mindplm.errors import CheckpointError, ConfigError
 from mindplm.finetune import finetune, prepare_rows
 from mindplm.train import loop
@@ -215,6 +218,50 @@ def test_adapters_are_chosen_beside_one_base(lora_run: Path, base: Path) -> None
     assert single == found["late"]
     with pytest.raises(ConfigError, match="no adapter 'x'; accepted: early, late"):
         model.use("x")
+
+
+# --- dialogues ------------------------------------------------------------------------------------
+
+
+def talk(system: str, *turns: tuple[str, str]) -> dict[str, Any]:
+    messages = [{"role": "system", "content": system}]
+    for said, answered in turns:
+        messages.append({"role": "user", "content": said})
+        messages.append({"role": "assistant", "content": answered})
+    return {"messages": messages}
+
+
+TALKS = {
+    "春": (("花落", "知多少"), ("夜来", "风雨声")),
+    "月": (("花落", "思故乡"), ("夜来", "地上霜")),
+}
+
+
+def test_dialogues_are_learned_and_repeated_in_a_chat(
+    base: Path, tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    tiny_run.write_lines(tmp_path / "talks.jsonl", [talk(s, *t) for s, t in TALKS.items()])
+    (tmp_path / "run.yaml").write_text(CONFIG.format(folder=tmp_path, base=base), encoding="utf-8")
+    learned = (
+        f"data.train=[{{path: {tmp_path}/talks.jsonl, shape: {{kind: dialogue}}}}]",
+        *("data.valid=[]", "data.repeat=4", "finetune.tasks=[]", "optim.lr=3e-2"),
+        *("train.steps=100", "train.log_every=50"),
+    )
+    config = config_of(tmp_path / "run.yaml", *learned)
+    result = finetune(config)
+    _, tokenizer = generate.load(result.checkpoint)
+    rows = prepare.rows(config, tokenizer, "train", families.family("cpm_bee").part("rows"))
+    targets = sum(rows[i].num_targets for i in range(len(rows)))
+    answers = [answer for turns in TALKS.values() for _, answer in turns]
+    wanted = sum(len(tokenizer.encode(f" {answer}")[0]) + 1 for answer in answers)
+    assert targets == 4 * wanted, "only answers, with their end marks, are learned"
+    for system, turns in TALKS.items():
+        said = "".join(f"{text}\n" for text, _ in turns)
+        monkeypatch.setattr(sys, "stdin", io.StringIO(said))
+        capsys.readouterr()
+        arguments = ["-m", str(result.checkpoint), "--system", system, "--max-new-tokens", "8"]
+        assert cli.main(["chat", *arguments]) == 0
+        assert capsys.readouterr().out.split() == [answer for _, answer in turns]
 
 
 # --- mistakes -------------------------------------------------------------------------------------

@@ -39,6 +39,14 @@ def test_a_turn_is_the_record_of_the_published_form() -> None:
     assert "".join(chat.say("ab")) == shown
 
 
+def test_the_system_stands_before_the_first_turn() -> None:
+    chat = Chat(model(), TOKENIZER, system="cd <", **OPTIONS)
+    shown = "".join(chat.say("ab"))
+    record = {"input": "cd <<\n<sep>用户： ab\n<sep>AI：", "<ans>": ""}
+    whole = generate(model(), TOKENIZER, [record], stop=STOP, strict=True, **OPTIONS)[0]["<ans>"]
+    assert shown == whole.lstrip(" ")
+
+
 def test_the_oldest_turns_are_left_out_when_the_window_is_full() -> None:
     chat = Chat(model(), TOKENIZER, buckets=(64,), **OPTIONS)
     dropped = []

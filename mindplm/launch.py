@@ -1,6 +1,6 @@
 """Starts a training run on the devices of this machine, as a part of one over several machines.
 
-    python -m mindplm.launch -c FILE key=value ...
+    python -m mindplm.launch [--verb finetune] -c FILE key=value ...
 
 The environment says how many: NPUS devices here, NODES machines, NODE_RANK of this one, MASTER_ADDR
 and MASTER_PORT of the first one, LOG_DIR. Everything that can be checked is checked before any
@@ -143,15 +143,17 @@ def check_port(address: str, port: int) -> None:
 # --- command line ---------------------------------------------------------------------------------
 
 
-def run(config_path: str, overrides: Sequence[str], environ: Mapping[str, str]) -> int:
+def run(
+    config_path: str, overrides: Sequence[str], environ: Mapping[str, str], verb: str = "pretrain"
+) -> int:
     """Checks, starts and watches; returns the exit status."""
     place = place_of(environ)
     config, overrides = load(config_path, overrides, place)
     check(config, place)
-    arguments = ["-c", config_path, *overrides]
+    arguments = [verb, "-c", config_path, *overrides]
     if place.world == 1:
         sys.stdout.flush()
-        os.execv(sys.executable, [sys.executable, "-m", "mindplm", "pretrain", *arguments])
+        os.execv(sys.executable, [sys.executable, "-m", "mindplm", *arguments])
     log_dir = Path(environ.get("LOG_DIR") or Path(config.train.output) / "logs")
     say(f"{place.world} processes, {place.local} of them here; logs in {log_dir}")
     stops: list[int] = []
@@ -173,10 +175,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m mindplm.launch", description=__doc__)
     parser.add_argument("-c", "--config", metavar="FILE", required=True)
+    parser.add_argument("--verb", choices=("pretrain", "finetune"), default="pretrain")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     args = parser.parse_args(argv)
     try:
-        return run(args.config, args.overrides, os.environ)
+        return run(args.config, args.overrides, os.environ, args.verb)
     except (UserError, OSError) as error:
         say(f"error: {' '.join(str(error).split())}")
         return USER_ERROR

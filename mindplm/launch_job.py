@@ -53,7 +53,7 @@ class Place:
 
 
 def command(place: Place, log_dir: Path, arguments: Sequence[str]) -> list[str]:
-    """The call of msrun for `mindplm pretrain`."""
+    """The call of msrun for a verb of `mindplm`."""
     return [
         *(sys.executable, "-m", "mindspore.parallel.cluster.run"),
         f"--worker_num={place.world}",
@@ -65,7 +65,7 @@ def command(place: Place, log_dir: Path, arguments: Sequence[str]) -> list[str]:
         f"--cluster_time_out={place.timeout_s}",
         f"--tail_worker_log={place.node * place.local}",
         "--join=True",
-        *(_python_name(), "-m", "mindplm", "pretrain", *arguments),
+        *(_python_name(), "-m", "mindplm", *arguments),
     ]
 
 
@@ -83,7 +83,7 @@ class Job:
     Args:
         place: This machine's part.
         log_dir: Where each rank's output goes.
-        arguments: Of `mindplm pretrain`.
+        arguments: The verb and what follows it.
     """
 
     def __init__(self, place: Place, log_dir: Path, arguments: Sequence[str]):

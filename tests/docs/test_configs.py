@@ -15,13 +15,33 @@ CONFIGS = sorted((ROOT / "configs").glob("*/*.yaml"))
 BOUND = re.compile(r"([\w-]+)\s*([^#;\s]*)")
 
 
+def beginning(path: Path, folder: Path) -> list[str]:
+    """Overrides that let a run which begins with a checkpoint begin with one that is there."""
+    tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if "start" not in tree["train"]:
+        return []
+    head = {"family": tree["family"], "tokenizer": ["vocab.txt"]}
+    config = {"hidden_size": 16, "num_heads": 2, "head_dim": 8, "ffn_size": 16, "num_layers": 1}
+    (folder / "model.yaml").write_text(yaml.safe_dump({**head, "config": config}))
+    (folder / "vocab.txt").write_text("a\nb\n")
+    return [f"train.start={folder}"]
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}-{path.stem}")
-def test_show(path: Path, capsys) -> None:
-    assert cli.main(["show", "-c", str(path)]) == 0
+def test_show(path: Path, capsys, tmp_path: Path) -> None:
+    overrides = beginning(path, tmp_path)
+    assert cli.main(["show", "-c", str(path), *overrides]) == 0
     shown = capsys.readouterr().out
     assert re.search(r"^# parameters: [\d,]+$", shown, re.MULTILINE)
     again = families.config_from_dict(yaml.safe_load(shown), "shown")
-    assert again == families.load_config(path)
+    assert again == families.load_config(path, overrides)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_the_task_files_of_a_config_are_there(path: Path) -> None:
+    tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    named = [*tree["data"].get("train", []), *(tree.get("finetune") or {}).get("tasks", [])]
+    assert all((ROOT / item["task"]).is_file() for item in named if "task" in item)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}-{path.stem}")

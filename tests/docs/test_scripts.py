@@ -122,6 +122,7 @@ def test_preprocess_uses_the_callers_folder(copy: Path, tmp_path: Path) -> None:
         (["pretrain_cpm_bee.sh", "x.yaml"], {"NODES": "2"}, "NODES=2 needs MASTER_ADDR"),
         (["pretrain_cpm_bee.sh", "x.yaml"], {"NPUS": "all"}, "NPUS=all, expected a whole number"),
         (["pretrain_cpm_bee.sh", "x.yaml"], {}, "x.yaml"),
+        (["finetune_cpm_bee.sh"], {}, "usage: [NPUS=1] scripts/finetune_cpm_bee.sh CONFIG"),
         (["test.sh"], {"MINDPLM_PYTHON": "nopython"}, "MINDPLM_PYTHON=nopython: not found"),
         (["quickstart.sh", "train.stepz=3"], {}, "unknown key train.stepz"),
     ],

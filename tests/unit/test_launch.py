@@ -229,7 +229,10 @@ def test_without_workers_a_request_ends_at_once(tmp_path: Path, monkeypatch: Any
 
 
 def test_msrun_takes_this_interpreter() -> None:
-    made = launch_job.command(Place(2, 3, 1, "10.0.0.1", 9000), Path("logs"), ["-c", "x.yaml"])
+    made = launch_job.command(
+        Place(2, 3, 1, "10.0.0.1", 9000), Path("logs"), ["finetune", "-c", "x.yaml"]
+    )
+    assert made[-4:] == ["mindplm", "finetune", "-c", "x.yaml"]
     assert made[0] == sys.executable
     options = ["--worker_num=6", "--local_worker_num=2", "--node_rank=1", "--tail_worker_log=2"]
     assert set(options) < set(made)

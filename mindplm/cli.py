@@ -168,6 +168,11 @@ def _add_vocab(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--input", nargs="+", required=True, metavar="FILE", help="texts, or JSON lines with texts"
     )
+    sub.add_argument(
+        "--family",
+        default="cpm_bee",
+        help="whose kind of vocabulary: cpm_bee (default), gpt1 (byte pairs), cpm1 (SentencePiece)",
+    )
     sub.add_argument("--size", type=int, default=8000, help="most entries (default 8000)")
     sub.add_argument("--out", required=True, metavar="FILE", help="the vocabulary file")
     sub.add_argument(
@@ -202,6 +207,9 @@ def _vocab(args: argparse.Namespace) -> None:
     from mindplm.tokenizers import vocab
 
     runtime.setup_log()
+    if args.family != "cpm_bee":
+        _vocab_of_family(args)
+        return
     report = vocab.run(
         args.input,
         args.size,
@@ -212,6 +220,24 @@ def _vocab(args: argparse.Namespace) -> None:
     )
     for name, value in report.items():
         print(f"{name}: {value}")
+
+
+def _vocab_of_family(args: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from mindplm import families
+    from mindplm.files import replace_file
+    from mindplm.tokenizers import vocab
+
+    entry = families.family(args.family)
+    if not entry.vocab_build_ref:
+        raise ConfigError(f"family {args.family} has no way to build a vocabulary")
+    texts = (text for path in args.input for text in vocab.read_texts(path, args.field))
+    made = entry.part("vocab_build")(texts, args.size)
+    (data,) = made.files().values()
+    replace_file(Path(args.out), data)
+    print(f"entries: {made.vocab_size}")
+    print(f"written: {args.out}")
 
 
 def _preprocess(args: argparse.Namespace) -> None:

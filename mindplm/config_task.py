@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from string import Formatter
 from typing import Literal
 
 from mindplm.config_generate import GenerateConfig
 from mindplm.config_shape import ShapeConfig
+from mindplm.errors import ConfigError
 from mindplm.strict import Source, apply_overrides, at_least, build, key_paths, require
 from mindplm.yaml_io import load_yaml
 
@@ -36,6 +38,11 @@ class TaskConfig:
     """Of the method likelihood: compare answers by their probability; by that per token, so that
     long ones are no worse; or by how much the question makes them likelier than they are without
     it."""
+    template: str = ""
+    """Of the method likelihood, for families that read from left to right: the text that is made
+    of a candidate and the inputs by key, such as "这是关于{answer}的文章：|{input}". What is
+    behind the bar is scored; candidates are compared by how likely they make it. Empty: the
+    candidates themselves are scored, behind the record."""
     shots: int = 0
     """Records with answers that each question is shown."""
     shots_path: str = ""
@@ -75,11 +82,32 @@ class TaskConfig:
             self.method == "generate" or not writes,
             f"method=likelihood writes nothing, so it cannot measure {', '.join(sorted(writes))}",
         )
+        self._check_template()
         at_least("task", self, shots=0, shots_seed=0, limit=0)
         require(
             self.shots == 0 or self.shots_path != "",
             f"shots={self.shots} needs shots_path, a file of the same shape with answers",
         )
+
+    def _check_template(self) -> None:
+        if not self.template:
+            return
+        known = ("answer", *self.shape.shown)
+        try:
+            names = {name for _, name, _, _ in Formatter().parse(self.template) if name is not None}
+        except ValueError as error:
+            raise ConfigError(f"template={self.template!r}: {error}") from None
+        odd = names - set(known)
+        require(
+            not odd and self.template.count("|") == 1,
+            f"template={self.template!r}: expected one bar | and names of "
+            f"{', '.join('{' + name + '}' for name in known)}",
+        )
+        require(
+            self.method == "likelihood" and self.likelihood != "prior" and not self.shots,
+            "template needs method=likelihood, no likelihood=prior and no shots",
+        )
+        require(self.shape.answer == "text", "template needs shape.answer=text")
 
 
 def read_task(path: str | Path, overrides: Sequence[str] = ()) -> TaskConfig:

@@ -66,6 +66,8 @@ class Family:
     """(config, dtype, rows of the embedding, stage of each block) -> the plan's training cell."""
     scorer_ref: str = ""
     """network -> what `generate.scoring` measures with."""
+    plain_texts: bool = False
+    """Records hold texts as they are: there are no tags, so no `<` is doubled."""
     step_flops_ref: str = ""
     """(config, tokens=, targets=, seq_len=) -> operations of a training step; "": not known."""
     layouts_ref: str = ""
@@ -74,6 +76,8 @@ class Family:
     """Names of the vocabulary beside an original's tensors."""
     vocab_back_ref: str = ""
     """(tokenizer, flavour) -> the original's vocabulary files; "": they are like ours."""
+    vocab_build_ref: str = ""
+    """(texts, size) -> tokenizer with pieces of these texts; "": that of CPM-Bee's files."""
     vocab: str = assets.DEFAULT_VOCAB
     """The vocabulary that ships with the library."""
     vocab_size_ref: str = "mindplm.families:vocab_lines"
@@ -139,6 +143,7 @@ _CAUSAL: dict[str, Any] = {
     "rows_ref": "mindplm.data.causal_rows:ROWS",
     "layout_ref": "mindplm.generate.text_layout:causal_layout",
     "decode_ref": "mindplm.nn.causal:writing_cells",
+    "scorer_ref": "mindplm.generate.text_scoring:CausalScorer",
 }
 _WORD_PIECES: dict[str, Any] = {
     "tokenizer_ref": "mindplm.tokenizers.wordpiece:WordPieceTokenizer",
@@ -185,8 +190,10 @@ FAMILIES: dict[str, Family] = {
         **_CAUSAL,
         cell_ref="mindplm.models.cpm1.cell:network",
         tokenizer_ref="mindplm.tokenizers.sentencepieces:Cpm1Tokenizer",
+        plain_texts=True,
         layouts_ref="mindplm.models.cpm1.files:LAYOUTS",
         vocab_files=("chinese_vocab.model", "spiece.model"),
+        vocab_build_ref="mindplm.tokenizers.pieces_vocab:build",
         vocab="pieces_chinese.model",
         vocab_size_ref="mindplm.tokenizers.sentencepieces:num_pieces",
     ),
@@ -196,9 +203,11 @@ FAMILIES: dict[str, Family] = {
         **_CAUSAL,
         cell_ref="mindplm.models.gpt1.cell:network",
         tokenizer_ref="mindplm.tokenizers.bpe:BpeTokenizer",
+        plain_texts=True,
         layouts_ref="mindplm.models.gpt1.files:LAYOUTS",
         vocab_files=("bpe.json", "encoder_bpe_40000.json", "vocab.json"),
         vocab_back_ref="mindplm.tokenizers.bpe:original_files",
+        vocab_build_ref="mindplm.tokenizers.bpe_vocab:build",
         vocab="bpe_english.json",
         vocab_size_ref="mindplm.tokenizers.bpe:num_pieces",
     ),

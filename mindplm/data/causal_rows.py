@@ -21,6 +21,7 @@ from mindplm.data.cpm_bee import ANSWER, RecordError
 from mindplm.data.draw import Drawn, Work, task_number
 from mindplm.data.kinds import Draws, RowKind, RowSettings
 from mindplm.data.packing import IGNORE, Packer, RowShape, check_fits
+from mindplm.data.shapes import plain
 from mindplm.data.sources import Problem
 from mindplm.data.tasks import choose_task, generator
 from mindplm.data.token_rows import Piece, TokenRow
@@ -72,6 +73,8 @@ class CausalDrawer:
         settings: RowSettings,
     ):
         self._weights = [dict(source.tasks) for source in sources]
+        shapes = [source.shape for source in sources]
+        self._escaped = [shape is not None and shape.kind != "records" for shape in shapes]
         self._names, self._tokenizer, self._settings = list(names), tokenizer, settings
 
     def many(self, works: Sequence[Work]) -> list[Drawn]:
@@ -86,6 +89,7 @@ class CausalDrawer:
         try:
             if is_record:
                 task = RECORD
+                fields = plain(fields) if self._escaped[work.source] else fields
                 piece = record_piece(fields, self._tokenizer)
                 check_fits(piece, self._settings.shape)  # type: ignore[arg-type]
             else:

@@ -8,11 +8,25 @@ title, separator, text. What stands under `<ans>` follows.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from mindplm.data.cpm_bee import ANSWER, RecordError
 
 INPUT, TITLE = "input", "title"
+
+
+@dataclass(frozen=True)
+class Framed:
+    """A text, and what is read before it; the text is scored, without an end mark.
+
+    Attributes:
+        before: What is read; empty: nothing, and the first token of the text is not scored.
+        text: What is scored.
+    """
+
+    before: str
+    text: str
 
 
 def prompt_ids(record: Mapping[str, Any], tokenizer: Any) -> list[int]:

@@ -16,7 +16,9 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 from tqdm import tqdm
 
+from mindplm import families
 from mindplm.config import GenerateConfig
+from mindplm.data.causal_text import Framed
 from mindplm.data.cpm_bee import ANSWER
 from mindplm.data.instances import Instance
 from mindplm.data.packing import COLUMNS, IGNORE, Packer, Row, RowShape, collate, ext_table
@@ -74,6 +76,21 @@ class Choice:
     shares: list[float]
 
 
+@dataclass(frozen=True)
+class Asked:
+    """How records are read.
+
+    Attributes:
+        strict: Refuse a `<` that opens no known tag.
+        buckets: Lengths that records are padded to.
+        examples: Records with answers that each of them is shown.
+    """
+
+    strict: bool
+    buckets: Sequence[int]
+    examples: Sequence[Mapping[str, Any]]
+
+
 class _TokenLosses(nn.Cell):
     """Losses [B, T] in nats of the targets of packed rows."""
 
@@ -114,6 +131,25 @@ class Scorer:
         """Losses [B, T] of collated rows; `allowed` [B, E] tells which appended classes count."""
         tensors = [Tensor(columns[name], ms.int32) for name in COLUMNS]
         return self._losses(Tensor(allowed, ms.int32), *tensors).asnumpy()
+
+    def row(self, record: Any, tokenizer: Any, config: Any, asked: Asked) -> Row:
+        """A record with its answers as a row.
+
+        Raises:
+            DataError: It cannot be used.
+        """
+        if isinstance(record, Framed):
+            raise ConfigError("template is for families that read from left to right")
+        instance = full_instance(
+            record, tokenizer, config.max_depth, strict=asked.strict, examples=asked.examples
+        )
+        return _row(instance, asked.buckets)
+
+    def run(
+        self, rows: Sequence[Row], tokenizer: Any, batch_size: int, buckets: Sequence[int]
+    ) -> Iterator[tuple[int, Score]]:
+        """Scores of rows by batches of like length, with their places, long rows first."""
+        return _run(self, rows, tokenizer, batch_size, buckets)
 
 
 def score(
@@ -176,19 +212,30 @@ def score_each(
         raise ConfigError(f"batch_size={batch_size}, expected at least 1")
     scores: list[Score | DataError] = [Score(0.0, 1)] * len(records)
     rows, places = [], []
+    asked = Asked(strict, buckets, examples)
+    scorer = scorer_of(model)
     for place, record in enumerate(records):
         try:
-            instance = full_instance(
-                record, tokenizer, model.config.max_depth, strict=strict, examples=examples
-            )
-            rows.append(_row(instance, buckets))
+            rows.append(scorer.row(record, tokenizer, model.config, asked))
             places.append(place)
         except DataError as error:
             scores[place] = error
-    done = _run(model.scorer, rows, tokenizer, batch_size, buckets)
+    done = scorer.run(rows, tokenizer, batch_size, buckets)
     for i, found in tqdm(done, total=len(rows), desc="score", disable=not progress):
         scores[places[i]] = found
     return scores
+
+
+def scorer_of(model: Model) -> Any:
+    """What measures answers with a model.
+
+    Raises:
+        ConfigError: The family has no such thing.
+    """
+    if model.scorer is None:
+        able = ", ".join(name for name, entry in families.FAMILIES.items() if entry.scorer_ref)
+        raise ConfigError(f"{model.family} cannot be asked how likely an answer is; {able} can")
+    return model.scorer
 
 
 def choose(

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from mindplm import families
 from mindplm.config_task import TaskConfig
+from mindplm.data.causal_text import Framed
 from mindplm.data.documents import Document
-from mindplm.data.shapes import ANSWER, plain
+from mindplm.data.shapes import ANSWER, BLANK, plain
 from mindplm.errors import DataError
 from mindplm.generate import write_each
 from mindplm.generate.model import Model
@@ -57,6 +60,8 @@ def ask(
         batch_size: Records at once; answers do not depend on it.
         progress: Show a bar.
     """
+    if families.family(model.family).plain_texts and task.shape.kind != "records":
+        questions = _unescaped(questions)
     scoring = _Scoring(model, tokenizer, task, questions.shots, batch_size, progress)
     found = [Prediction(document) for document in questions.documents]
     if task.method == "likelihood":
@@ -87,6 +92,21 @@ def ask(
     return found
 
 
+def _unescaped(questions: Questions) -> Questions:
+    """The same questions with records for families that have no tags."""
+    documents = [
+        dataclasses.replace(
+            document,
+            fields=plain(document.fields),
+            candidates=tuple(map(plain, document.candidates)),
+            references=tuple(map(plain, document.references)),
+        )
+        for document in questions.documents
+    ]
+    shots = [plain(record) for record in questions.shots]
+    return dataclasses.replace(questions, documents=documents, shots=shots)
+
+
 def understood(prediction: Prediction, task: TaskConfig) -> Any:
     """What a written answer means in a task: a candidate, pairs, or the text itself."""
     document, written = prediction.document, prediction.written
@@ -113,9 +133,12 @@ class _Scoring:
     batch_size: int
     progress: bool
 
-    def __call__(self, records: Sequence[Mapping[str, Any]]) -> list[Score | DataError]:
-        """Scores each of the records once, however often it occurs."""
-        keys = [json.dumps(record, ensure_ascii=False) for record in records]
+    def __call__(self, records: Sequence[Any]) -> list[Score | DataError]:
+        """Scores each of the records, or framed texts, once, however often it occurs."""
+        keys = [
+            str(record) if isinstance(record, Framed) else json.dumps(record, ensure_ascii=False)
+            for record in records
+        ]
         unique = dict(zip(keys, records))
         scores = score_each(
             self.model,
@@ -134,7 +157,7 @@ class _Scoring:
 def _choose(found: Sequence[Prediction], task: TaskConfig, scoring: _Scoring) -> None:
     """Gives each prediction its likeliest candidate."""
     asked = [
-        (prediction, {**prediction.document.fields, prediction.document.slot: candidate})
+        (prediction, _asked(prediction.document, candidate, task.template))
         for prediction in found
         for candidate in prediction.document.candidates
     ]
@@ -153,6 +176,17 @@ def _choose(found: Sequence[Prediction], task: TaskConfig, scoring: _Scoring) ->
         if not prediction.error:
             best = min(range(len(prediction.nats)), key=prediction.nats.__getitem__)
             prediction.answer = prediction.document.candidates[best]
+
+
+def _asked(document: Document, candidate: Any, template: str) -> Any:
+    """The record with a candidate as its answer, or the text that a template makes of both."""
+    if not template:
+        return {**document.fields, document.slot: candidate}
+    answer = candidate[BLANK] if isinstance(candidate, Mapping) else candidate
+    texts = {name: text for name, text in document.fields.items() if isinstance(text, str)}
+    texts = {name: text.replace(BLANK, answer) for name, text in texts.items()}
+    before, text = (part.format(**{**texts, "answer": answer}) for part in template.split("|"))
+    return Framed(before, text)
 
 
 def _without_question(record: Mapping[str, Any], task: TaskConfig) -> dict[str, Any]:

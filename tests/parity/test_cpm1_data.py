@@ -11,12 +11,17 @@ from conftest import SHARED_DATA, golden_dirs
 from mindspore import Tensor
 from safetensors.numpy import load_file
 
+from mindplm.config import RuntimeConfig, ShapeConfig
+from mindplm.config_task import TaskConfig
 from mindplm.data import cpm1_tasks as tasks
+from mindplm.generate.model import from_cell
 from mindplm.generate.sampling import nucleus
+from mindplm.measure.run import evaluate_task
 from mindplm.models.cpm1.cell import network
 from mindplm.models.cpm1.config import Cpm1Config, parameter_shapes, rules
 from mindplm.nn.causal import CausalLoss
 from mindplm.nn.values import load_model
+from mindplm.runtime import setup
 from mindplm.tokenizers.sentencepieces import Cpm1Tokenizer
 from mindplm.weights.rules import to_ours
 
@@ -83,8 +88,9 @@ def test_idioms(case, tokenizer):
 
 
 @pytest.fixture(scope="module")
-def scores_of():
-    """Function from rows and masks to the mean loss of the masked tokens."""
+def zero_shot_model():
+    """The golden set's model, ready to be asked."""
+    setup(RuntimeConfig(device="cpu"))
     (path,) = golden_dirs("cpm1", "zeroshot_model*.safetensors")
     theirs = {name: np.asarray(a, np.float32) for name, a in load_file(path).items()}
     vocab, hidden = theirs["word_embeddings.weight"].shape
@@ -93,7 +99,13 @@ def scores_of():
     )
     model = network(config)
     load_model(model, to_ours(rules(config), theirs, parameter_shapes(config)), "zeroshot")
-    loss = CausalLoss(model)
+    return from_cell(model, config, "cpm1")
+
+
+@pytest.fixture(scope="module")
+def scores_of(zero_shot_model):
+    """Function from rows and masks to the mean loss of the masked tokens."""
+    loss = CausalLoss(zero_shot_model.cell)
 
     def scores(ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
         rows, count = ids.shape
@@ -149,6 +161,42 @@ def test_labels_by_likelihood(name, case, tokenizer, scores_of):
 
 
 PAD_ID = 5
+
+
+@NEEDS_VOCAB
+@pytest.mark.parametrize(("name", "case"), ZERO_SHOT, ids=[name for name, _ in ZERO_SHOT])
+def test_tasks_choose_as_the_original_does(name, case, tokenizer, zero_shot_model, tmp_path):
+    """The same scores and choices by way of a task file's template."""
+    length, lines, inputs = case["seq_length"], [], {"input": "sentence1"}
+    if "connectives" in case:
+        template, labels = "{input}{answer}|{second}", dict(tasks.CONNECTIVES)
+        inputs["second"] = "sentence2"
+        lines = [item for item in case["raw"] if item["label"] != "-"]
+        wanted = [item["scores"] for item in case["items"]]
+        predictions = [item["prediction"] for item in case["items"]]
+    else:
+        form = tasks.APPLICATION if name == "iflytek" else tasks.TOPIC
+        template = form.format("{answer}") + "|{input}"
+        found = [label if isinstance(label, str) else label[1] for label in case["raw"]["labels"]]
+        labels = {word: word for word in found}
+        wanted = np.reshape(case["scores"], (len(case["predictions"]), -1))
+        predictions = case["predictions"]
+        lines = [{"sentence1": text, "label": found[0]} for text, _ in case["raw"]["items"]]
+    # What the original cuts by tokens, a task cuts by characters: only whole texts are compared.
+    whole = [i for i, line in enumerate(lines) if "connectives" in case
+             or len(tokenizer.encode(line["sentence1"])) <= length - 20]  # fmt: skip
+    assert whole
+    path = tmp_path / "data.jsonl"
+    rows = [json.dumps(lines[i], ensure_ascii=False) for i in whole]
+    path.write_text("\n".join(rows), encoding="utf-8")
+    shape = ShapeConfig("pairs", inputs=inputs, labels=labels, answer="text")
+    task = TaskConfig(shape, ("accuracy",), method="likelihood", likelihood="token",
+                      template=template, name=name)  # fmt: skip
+    answered = evaluate_task(zero_shot_model, tokenizer, task, str(path)).predictions
+    words = list(labels.values())
+    for prediction, i in zip(answered, whole):
+        np.testing.assert_allclose(prediction.nats, wanted[i], rtol=2e-4)
+        assert words.index(prediction.answer) == predictions[i]
 
 
 # --- sampling -------------------------------------------------------------------------------------

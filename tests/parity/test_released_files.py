@@ -52,8 +52,9 @@ def released(path: Path, folder: Path) -> tuple[dict[str, np.ndarray], gpt1.Gpt1
     for name, data in BpeTokenizer(pieces, [], "basic").files().items():
         (folder / name).write_bytes(data)
     config = gpt1.Gpt1Config(
-        cut, sizes["n_embd"], sizes["n_head"], 4 * sizes["n_embd"], sizes["n_layer"], sizes["n_ctx"]
-    )
+        vocab_size=cut, hidden_size=sizes["n_embd"], num_heads=sizes["n_head"],
+        ffn_size=4 * sizes["n_embd"], num_layers=sizes["n_layer"], max_len=sizes["n_ctx"],
+    )  # fmt: skip
     (folder / "config.json").write_text(json.dumps(gpt1.to_original(config)))
     theirs = {name: part[0] if part.ndim == 3 else part
               for name, part in zip(names(sizes["n_layer"]), parts)}  # fmt: skip
@@ -189,7 +190,9 @@ def test_ranks_that_do_not_belong_together_are_refused(path, tmp_path):
 
 
 def test_a_number_of_shards_goes_with_megatron_only(tmp_path):
-    config = gpt1.Gpt1Config(5, 2, 1, 8, 1, 4)
+    config = gpt1.Gpt1Config(
+        vocab_size=5, hidden_size=2, num_heads=1, ffn_size=8, num_layers=1, max_len=4
+    )
     checkpoint.write(
         tmp_path / "ours",
         family="gpt1",

@@ -7,11 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mindplm.config import ShapeConfig, SourceConfig
 from mindplm.data.causal_rows import (
     APART,
     LM,
     RECORD,
     TASKS,
+    CausalDrawer,
     CausalPacker,
     collate,
     record_piece,
@@ -19,7 +21,10 @@ from mindplm.data.causal_rows import (
 )
 from mindplm.data.cpm1_tasks import sample_bounds
 from mindplm.data.cpm_bee import RecordError
+from mindplm.data.draw import Work
+from mindplm.data.kinds import RowSettings
 from mindplm.data.packing import IGNORE, RowShape
+from mindplm.data.sources import SourceReader
 
 
 class Letters:
@@ -117,3 +122,16 @@ def test_columns_of_a_batch():
     assert columns["positions"].tolist()[0] == [0, 1, 2, 3, 0, 1, 0, 0]
     assert columns["target_pos"].tolist()[0] == [0, 1, 2, 4, 5, 0]
     assert columns["targets"].tolist()[0] == [98, 99, 0, 101, 0, IGNORE]
+
+
+def test_texts_of_shaped_lines_are_read_as_they_are(tmp_path):
+    path = tmp_path / "data.tsv"
+    path.write_text("a < b\tyes\n", encoding="utf-8")
+    shape = ShapeConfig("classification", columns=("text", "label"), answer="text",
+                        labels={"yes": "a<b", "no": "x"}, show_options=False)  # fmt: skip
+    source = SourceConfig(str(path), shape=shape, tasks={"record": 1.0})
+    (document,) = SourceReader(source)
+    drawer = CausalDrawer([source], ["data"], Letters(), RowSettings(RowShape(64, 0, 0, 64)))
+    drawn = drawer(Work(0, 0, 0, document))
+    wanted = record_piece({"input": "a < b", "<ans>": "a<b"}, Letters())
+    assert np.array_equal(drawn.instances[0].tokens, wanted.tokens)

@@ -19,7 +19,7 @@ from mindplm.generate.bee_layout import BeeLayout
 from mindplm.generate.engine import Engine
 from mindplm.generate.model import Model, from_cell
 from mindplm.generate.rows import Rows
-from mindplm.generate.scoring import Score, choose, score, score_each
+from mindplm.generate.scoring import Score, Scorer, choose, score, score_each
 from mindplm.generate.search import log_softmax
 from mindplm.models.cpm_bee.cell import CpmBee
 from mindplm.nn.values import load_model
@@ -35,7 +35,7 @@ RECORDS = [
 ]  # fmt: skip
 
 
-class ReferenceScorer:
+class ReferenceScorer(Scorer):
     """The scorer in NumPy; keeps the shapes that it was given."""
 
     def __init__(self) -> None:

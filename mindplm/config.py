@@ -15,6 +15,7 @@ from typing import Any, Literal, Optional, Protocol
 
 from mindplm.config_data import DataConfig as DataConfig
 from mindplm.config_data import SourceConfig as SourceConfig
+from mindplm.config_distill import DistillConfig as DistillConfig
 from mindplm.config_finetune import FinetuneConfig as FinetuneConfig
 from mindplm.config_generate import GenerateConfig as GenerateConfig
 from mindplm.config_lora import LoraConfig as LoraConfig
@@ -98,6 +99,8 @@ class RunConfig:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     finetune: Optional[FinetuneConfig] = None  # noqa: UP045 (it is evaluated)
     """What is watched, so that the best state is kept; none: only the last states are."""
+    distill: Optional[DistillConfig] = None  # noqa: UP045 (it is evaluated)
+    """A larger model to follow; none: the loss is that of the labels alone."""
     lora: Optional[LoraConfig] = None  # noqa: UP045 (it is evaluated)
     """Low-rank adapters, which alone are trained then; {} for the usual ones; none: all weights
     are trained."""

@@ -64,6 +64,8 @@ class Family:
     """The `ShardPlan`, for families that can be cut over devices."""
     sharded_ref: str = ""
     """(config, dtype, rows of the embedding, stage of each block) -> the plan's training cell."""
+    distill_ref: str = ""
+    """(network, teacher, hard=, soft=, temperature=) -> training cell; "": cannot be distilled."""
     scorer_ref: str = ""
     """network -> what `generate.scoring` measures with."""
     plain_texts: bool = False
@@ -143,6 +145,7 @@ _CAUSAL: dict[str, Any] = {
     "rows_ref": "mindplm.data.causal_rows:ROWS",
     "layout_ref": "mindplm.generate.text_layout:causal_layout",
     "decode_ref": "mindplm.nn.causal:writing_cells",
+    "distill_ref": "mindplm.nn.distill:DistillLoss",
     "scorer_ref": "mindplm.generate.text_scoring:CausalScorer",
 }
 _WORD_PIECES: dict[str, Any] = {

@@ -125,16 +125,15 @@ def load_common(model: Any, folder: str) -> None:
         log.info("left out    %d tensors of the checkpoint", len(arrays) - len(known))
 
 
-def whole(saved: Checkpoint) -> Checkpoint:
-    """The checkpoint, if it is one of a whole model.
+def whole(saved: Checkpoint, key: str = "train.start") -> Checkpoint:
+    """The checkpoint that a key of the settings names, if it is one of a whole model.
 
     Raises:
         ConfigError: It holds adapters.
     """
     if saved.adapter is not None:
         raise ConfigError(
-            f"train.start={saved.folder} holds adapters; merge them into their base first: "
-            "mindplm merge"
+            f"{key}={saved.folder} holds adapters; merge them into their base first: mindplm merge"
         )
     return saved
 

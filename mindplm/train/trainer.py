@@ -24,6 +24,7 @@ from mindplm.train.ranks import Gather
 from mindplm.train.saving import Writer
 from mindplm.train.schedule import learning_rate
 from mindplm.train.step import Numbers, plain_step
+from mindplm.train.teacher import distilled
 
 
 class Trainer:
@@ -56,7 +57,8 @@ class Trainer:
             config = settings.with_steps(config, len(self.rows))
         self.config = config
         self.model = parts.part("cell")(config.model, runtime.compute_dtype(config.runtime.dtype))
-        self.loss = parts.part("loss")(self.model)
+        self.plain_loss = parts.part("loss")(self.model)
+        self.loss = distilled(self.model, config, self.tokenizer) or self.plain_loss
         self.shared = set(parts.part("shared_columns"))
         self.start = Start(self.model, config, self.tokenizer)
         by_task = hasattr(self.loss, "tokens") and "spans" in self.kind.columns
@@ -249,7 +251,7 @@ class Validation:
         self.size = trainer.config.micro_batch_size * self.found.world
         config, kind = trainer.config, trainer.kind
         self.rows = prepare.rows(config, trainer.tokenizer, "valid", kind, verify=False)
-        self.evaluator = Evaluator(trainer.loss)
+        self.evaluator = Evaluator(trainer.plain_loss)
 
     def __call__(self) -> Score:
         """Loss over all validation rows."""

@@ -13,9 +13,10 @@ from mindspore import Tensor, ops
 from safetensors.numpy import load_file
 
 from mindplm.data.cpm1_tasks import document_positions
-from mindplm.models.cpm1.cell import DistillLoss, network
+from mindplm.models.cpm1.cell import network
 from mindplm.models.cpm1.config import flavour_of, from_original, parameter_shapes, rules
 from mindplm.nn.causal import CausalLoss, CausalPrefill, CausalStep
+from mindplm.nn.distill import DistillLoss
 from mindplm.nn.loss import distance, soft_nll
 from mindplm.nn.values import load_model
 from mindplm.weights.rules import to_ours, to_theirs

@@ -53,6 +53,7 @@ ALIASES = {
     "config_shape": "config",
     "config_task": "config",
     "config_finetune": "config",
+    "config_distill": "config",
     "train_state": "checkpoint",
     "merged": "checkpoint",
     "cli_finetune": "cli",

@@ -249,7 +249,7 @@ def _preprocess(args: argparse.Namespace) -> None:
     tokenizer = parts.part("tokenizer").from_file(
         families.vocab_path(config.tokenizer, config.family)
     )
-    prepare.run(config, tokenizer, parts.part("rows"))
+    prepare.run(config, tokenizer, families.rows_of(config.family, config.head))
 
 
 def _pretrain(args: argparse.Namespace) -> None:

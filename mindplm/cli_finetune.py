@@ -99,7 +99,8 @@ def check(args: argparse.Namespace) -> None:
 
     parts = families.family(config.family)
     vocab = families.vocab_path(config.tokenizer, config.family)
-    tokenizer, kind = parts.part("tokenizer").from_file(vocab), parts.part("rows")
+    tokenizer = parts.part("tokenizer").from_file(vocab)
+    kind = families.rows_of(config.family, config.head)
     found = []
     for split in prepare.SPLITS:
         sources = prepare.sources_of(config, split)

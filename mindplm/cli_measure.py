@@ -45,22 +45,22 @@ def run_tasks(args: argparse.Namespace) -> None:
     import sys
 
     from mindplm.generate import load
-    from mindplm.measure import results
-    from mindplm.measure.run import evaluate_task
+    from mindplm.measure import headed, results
+    from mindplm.measure.questions import read_questions
+    from mindplm.measure.run import asked
 
-    model, tokenizer = load(args.model, running, adapter=args.adapter)
-    show = sys.stderr.isatty()
-    found = [
-        evaluate_task(
-            model,
-            tokenizer,
-            task,
-            args.data or "",
-            batch_size=args.batch_size,
-            progress=show,
-        )
-        for task in tasks
-    ]
+    show, size = sys.stderr.isatty(), args.batch_size
+    questions = [read_questions(task, args.data or "") for task in tasks]
+    head = headed.load(args.model, running)
+    if head is not None:
+        pairs = zip(tasks, questions)
+        found = [head.measure(task, own, progress=show) for task, own in pairs]
+    else:
+        model, tokenizer = load(args.model, running, adapter=args.adapter)
+        found = [
+            asked(model, tokenizer, task, own, batch_size=size, progress=show)
+            for task, own in zip(tasks, questions)
+        ]
     if args.out:
         results.save(found, args.out)
     print(results.table(found))

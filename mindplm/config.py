@@ -18,6 +18,7 @@ from mindplm.config_data import SourceConfig as SourceConfig
 from mindplm.config_distill import DistillConfig as DistillConfig
 from mindplm.config_finetune import FinetuneConfig as FinetuneConfig
 from mindplm.config_generate import GenerateConfig as GenerateConfig
+from mindplm.config_head import HeadConfig as HeadConfig
 from mindplm.config_lora import LoraConfig as LoraConfig
 from mindplm.config_parallel import ParallelConfig as ParallelConfig
 from mindplm.config_shape import ShapeConfig as ShapeConfig
@@ -101,6 +102,8 @@ class RunConfig:
     """What is watched, so that the best state is kept; none: only the last states are."""
     distill: Optional[DistillConfig] = None  # noqa: UP045 (it is evaluated)
     """A larger model to follow; none: the loss is that of the labels alone."""
+    head: Optional[HeadConfig] = None  # noqa: UP045 (it is evaluated)
+    """A head that learns a task on top of the network; none: the family's own training."""
     lora: Optional[LoraConfig] = None  # noqa: UP045 (it is evaluated)
     """Low-rank adapters, which alone are trained then; {} for the usual ones; none: all weights
     are trained."""

@@ -139,7 +139,7 @@ def run(folder: str | Path, config: RunConfig | None = None) -> Score:
     if config is None:
         raise ConfigError(f"{saved.folder} has no run.yaml; give the settings of a run")
     runtime.setup(config.runtime)
-    parts, tokenizer = families.family(saved.family), opened.tokenizer()
+    parts, tokenizer = families.parts_of(saved.family, config.head), opened.tokenizer()
     model = parts.part("cell")(saved.model(), runtime.compute_dtype(config.runtime.dtype))
     load_model(model, opened.weights(), str(saved.folder))
     rows = prepare.rows(config, tokenizer, "valid", parts.part("rows"))

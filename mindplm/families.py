@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mindplm import assets, shards
+from mindplm import assets, config_head, shards
 from mindplm import config as settings
+from mindplm.config_task import read_task
 from mindplm.errors import ConfigError, VocabError
 from mindplm.yaml_io import load_plain
 
@@ -70,6 +71,8 @@ class Family:
     """network -> what `generate.scoring` measures with."""
     plain_texts: bool = False
     """Records hold texts as they are: there are no tags, so no `<` is doubled."""
+    states_ref: str = ""
+    """(network, which states) -> what a head looks at, see `nn.heads.HeadedModel`."""
     step_flops_ref: str = ""
     """(config, tokens=, targets=, seq_len=) -> operations of a training step; "": not known."""
     layouts_ref: str = ""
@@ -84,6 +87,8 @@ class Family:
     """The vocabulary that ships with the library."""
     vocab_size_ref: str = "mindplm.families:vocab_lines"
     """Path of a vocabulary file -> its number of entries."""
+    made: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Parts that stand for those of the references."""
 
     def part(self, name: str) -> Any:
         """Loads one part: part("cell") is what cell_ref names.
@@ -91,6 +96,8 @@ class Family:
         Raises:
             ConfigError: The family has none.
         """
+        if name in self.made:
+            return self.made[name]
         reference = getattr(self, name + "_ref")
         if not reference:
             raise ConfigError(f"this family has no {name}: {self.title}")
@@ -178,6 +185,7 @@ FAMILIES: dict[str, Family] = {
         cell_ref="mindplm.models.bert.cell:Bert",
         loss_ref="mindplm.models.bert.cell:BertLoss",
         rows_ref="mindplm.data.masked_rows:ROWS",
+        states_ref="mindplm.models.bert.cell:BertStates",
     ),
     "cpt": Family(
         title="CPT: one encoder, a decoder that understands and a decoder that writes Chinese",
@@ -186,6 +194,7 @@ FAMILIES: dict[str, Family] = {
         cell_ref="mindplm.models.cpt.cell:Cpt",
         loss_ref="mindplm.models.cpt.cell:CptLoss",
         rows_ref="mindplm.data.cpt_rows:ROWS",
+        states_ref="mindplm.models.cpt.cell:CptStates",
     ),
     "cpm1": Family(
         title="CPM-1: a Chinese language model, pieces behind jieba's words",
@@ -222,6 +231,38 @@ def family(name: str) -> Family:
     if name not in FAMILIES:
         raise ConfigError(f"family {name!r} is not known; accepted: {', '.join(FAMILIES)}")
     return FAMILIES[name]
+
+
+def parts_of(name: str, head: settings.HeadConfig | None) -> Family:
+    """The table's entry; with a head its cell, loss and rows are those of the head's task.
+
+    Raises:
+        ConfigError: The family has no states for a head, or the task has no such form.
+    """
+    entry = family(name)
+    if head is None:
+        return entry
+    shape = read_task(head.task).shape
+    form, count = config_head.form_of(shape), len(config_head.classes_of(shape))
+    makers = importlib.import_module("mindplm.models.heads")
+    made = makers.HeadParts(entry.part("cell"), entry.part("states"), form, count, head.states)
+    return dataclasses.replace(
+        entry,
+        shared_columns_ref=Family.shared_columns_ref,
+        step_flops_ref="",
+        made={"cell": made.cell, "loss": made.loss, "rows": rows_of(name, head)},
+    )
+
+
+def rows_of(name: str, head: settings.HeadConfig | None) -> Any:
+    """The `RowKind` of a family, or of its head's task; MindSpore is not loaded."""
+    if head is None:
+        return family(name).part("rows")
+    if not family(name).states_ref:
+        able = ", ".join(key for key, entry in FAMILIES.items() if entry.states_ref)
+        raise ConfigError(f"head: {name} has no states for a head; families with them: {able}")
+    form = config_head.form_of(read_task(head.task).shape)
+    return importlib.import_module("mindplm.data.head_rows").ROWS[form]
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> settings.RunConfig:

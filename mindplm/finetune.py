@@ -12,12 +12,14 @@ from typing import Callable
 
 from mindplm import families, runtime
 from mindplm.config import FinetuneConfig, RunConfig
-from mindplm.config_task import read_task
+from mindplm.config_task import TaskConfig, read_task
 from mindplm.data import prepare
 from mindplm.data.overlap import find_overlap
 from mindplm.errors import ConfigError
 from mindplm.generate.model import from_cell
-from mindplm.measure.questions import read_questions
+from mindplm.measure.headed import of_run
+from mindplm.measure.questions import Questions, read_questions
+from mindplm.measure.results import TaskResult
 from mindplm.measure.run import asked
 from mindplm.runtime import log
 from mindplm.train import loop
@@ -57,12 +59,13 @@ def prepare_rows(config: RunConfig) -> None:
     """Prepares the rows of a run unless they are there."""
     parts = families.family(config.family)
     vocab = families.vocab_path(config.tokenizer, config.family)
-    prepare.run(config, parts.part("tokenizer").from_file(vocab), parts.part("rows"))
+    rows = families.rows_of(config.family, config.head)
+    prepare.run(config, parts.part("tokenizer").from_file(vocab), rows)
 
 
 def tell_overlap(config: RunConfig) -> None:
     """Warns of records that are learned and measured on."""
-    kind = families.family(config.family).part("rows")
+    kind = families.rows_of(config.family, config.head)
     train = kind.sources(prepare.sources_of(config, "train"))
     measured = list(kind.sources(config.data.valid))
     for watched in _watched(config):
@@ -91,10 +94,7 @@ def _watched(config: RunConfig) -> list:
 def _measure(trainer: Trainer) -> Callable[[], Mapping[str, float]]:
     """What measures the tasks on the model that is being trained."""
     config = trainer.config
-    if not families.family(config.family).scorer_ref:
-        raise ConfigError(f"finetune.tasks: {config.family} cannot be asked; leave them out")
-    model = from_cell(trainer.model, config.model, config.family)
-    size = config.micro_batch_size
+    ask = _asker(trainer)
     tasks = []
     for watched in _watched(config):
         keys = [f"limit={watched.limit}"] if watched.limit else []
@@ -107,9 +107,20 @@ def _measure(trainer: Trainer) -> Callable[[], Mapping[str, float]]:
     def figures() -> dict[str, float]:
         found = {}
         for task, questions in tasks:
-            result = asked(model, trainer.tokenizer, task, questions, batch_size=size)
+            result = ask(task, questions)
             for metric, figure in result.figures[""].items():
                 found[f"valid/{task.name}/{metric}"] = figure.value
         return found
 
     return figures
+
+
+def _asker(trainer: Trainer) -> Callable[[TaskConfig, Questions], TaskResult]:
+    """What answers the questions of a task: the head, or the writing network."""
+    config = trainer.config
+    if config.head is not None:
+        return of_run(config, trainer.model, trainer.tokenizer).measure
+    if not families.family(config.family).scorer_ref:
+        raise ConfigError(f"finetune.tasks: {config.family} cannot be asked; leave them out")
+    model, size = from_cell(trainer.model, config.model, config.family), config.micro_batch_size
+    return lambda task, questions: asked(model, trainer.tokenizer, task, questions, batch_size=size)

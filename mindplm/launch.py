@@ -92,7 +92,7 @@ def check(config: RunConfig, place: Place) -> None:
     family = families.family(config.family)
     vocab = families.vocab_path(config.tokenizer, config.family)
     tokenizer = family.part("tokenizer").from_file(vocab)
-    kind = family.part("rows")
+    kind = families.rows_of(config.family, config.head)
     prepare.train_rows(config, tokenizer, kind, verify=False)  # rank 0 compares checksums
     if config.data.valid:
         prepare.rows(config, tokenizer, "valid", kind, verify=False)

@@ -1,18 +1,6 @@
 #!/usr/bin/env bash
-# Trains CPM-Bee from scratch, or goes on with a run that was interrupted:
+# Trains CPM-Bee; what there is to set is told in scripts/pretrain.sh:
 #   scripts/pretrain_cpm_bee.sh configs/cpm_bee/tiny.yaml [key=value ...]
 #   NPUS=8 scripts/pretrain_cpm_bee.sh configs/cpm_bee/pretrain_1b.yaml
-#   NPUS=8 NODES=4 NODE_RANK=0 MASTER_ADDR=10.0.0.1 scripts/pretrain_cpm_bee.sh ...   on each machine
-# NPUS         devices of this machine, default 1; on a CPU as many processes
-# NODES        machines, default 1; they share the folders of data and of the run
-# NODE_RANK    number of this machine, 0 to NODES - 1
-# MASTER_ADDR  address of machine 0; MASTER_PORT, default 8118, where its processes meet
-# LOG_DIR      a log for each rank, default <train.output>/logs
 set -euo pipefail
-source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-
-[ $# -ge 1 ] || fail "usage: [NPUS=1] scripts/pretrain_cpm_bee.sh CONFIG [key=value ...]"
-config=$1
-shift
-prepare core
-exec "$PYTHON" -m mindplm.launch -c "$config" "$@"
+exec "$(dirname "${BASH_SOURCE[0]}")/pretrain.sh" "$@"

@@ -47,6 +47,8 @@ class Document:
         candidates: Values to choose from.
         slot: The key that they are values of.
         references: Accepted answers: one of the candidates; or plain texts, or (type, text) pairs.
+        tagged: Tokens with their tags, of a tagged sentence.
+        start: Where the first reference begins in the text, if the file says so; else -1.
     """
 
     place: str
@@ -56,6 +58,8 @@ class Document:
     candidates: tuple[Any, ...] = ()
     slot: str = "<ans>"
     references: tuple[Any, ...] = ()
+    tagged: tuple[tuple[str, str], ...] = ()
+    start: int = -1
 
 
 @dataclass(frozen=True)

@@ -223,16 +223,21 @@ def _open_gap(record: dict[str, Any], gap: str) -> None:
 
 def _reading(shape: ShapeConfig, row: Document) -> list[Document]:
     answers = row.fields.get("answers")
-    given = [a.get("text") for a in answers or [] if isinstance(a, dict)]
-    texts = [text.strip() for text in given if isinstance(text, str) and text.strip()]
+    given = [a for a in answers or [] if isinstance(a, dict)]
+    given = [a for a in given if isinstance(a.get("text"), str) and a["text"].strip()]
+    texts = [a["text"].strip() for a in given]
     if not texts:
         raise RowError("no answer", "the question has no answer")
+    context, start = _text(row, "context"), given[0].get("answer_start", -1)
+    if isinstance(start, int) and start >= 0:
+        start = max(0, start - row.fields["context"].index(context[0]))
     record = {
-        "input": escape(_text(row, "context")),
+        "input": escape(context),
         "question": escape(_text(row, "question")),
         ANSWER: escape(texts[0]),
     }
-    return [Document(row.place, record, references=tuple(dict.fromkeys(texts)))]
+    start = start if isinstance(start, int) else -1
+    return [Document(row.place, record, references=tuple(dict.fromkeys(texts)), start=start)]
 
 
 def _translation(shape: ShapeConfig, row: Document) -> list[Document]:
@@ -331,7 +336,8 @@ def _tagged(shape: ShapeConfig, place: str, tokens: list[str], tags: list[str]) 
     if shape.question:
         record[escape(shape.question_key)] = escape(shape.question)
     record[ANSWER] = answer
-    return Document(place, record, references=tuple(dict.fromkeys(found)))
+    tagged = tuple(zip(tokens, tags))
+    return Document(place, record, references=tuple(dict.fromkeys(found)), tagged=tagged)
 
 
 def spans(tokens: list[str], tags: list[str]) -> list[tuple[str, str]]:

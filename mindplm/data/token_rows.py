@@ -105,6 +105,27 @@ def packer(num_rows: int, shape: RowShape) -> Packer:
     return Packer(num_rows, shape, _OpenTokenRow)
 
 
+class OneEach:
+    """Gives every piece a row of its own.
+
+    Args:
+        num_rows: Rows of a batch.
+        shape: Sizes of a row.
+    """
+
+    def __init__(self, num_rows: int, shape: RowShape):
+        self.num_rows, self.shape = num_rows, shape
+
+    def add(self, piece: Piece) -> list[TokenRow]:
+        """The row of a piece."""
+        length, task = np.array([len(piece)], np.int32), np.array([piece.task], np.int32)
+        return [TokenRow(piece.tokens, length, task, piece.num_targets, piece.num_chars)]
+
+    def flush(self) -> list[TokenRow]:
+        """Nothing is left."""
+        return []
+
+
 def row(arrays: Mapping[str, np.ndarray]) -> TokenRow:
     """A row from what is stored of it."""
     lengths = arrays["lengths"]

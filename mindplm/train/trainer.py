@@ -15,7 +15,7 @@ from mindplm.config import RunConfig
 from mindplm.data import prepare
 from mindplm.data.loader import RowStream, eval_batches
 from mindplm.evaluate import Evaluator, Score
-from mindplm.families import family, vocab_path
+from mindplm.families import parts_of, vocab_path
 from mindplm.nn.values import from_arrays, to_arrays
 from mindplm.train.begin import Start, check_same
 from mindplm.train.best import FOLDER, Best
@@ -42,7 +42,7 @@ class Trainer:
 
     def __init__(self, config: RunConfig, found: runtime.Runtime, gather: Gather):
         self.found, self.gather = found, gather
-        parts = family(config.family)
+        parts = parts_of(config.family, config.head)
         vocab = vocab_path(config.tokenizer, config.family)
         self.tokenizer = parts.part("tokenizer").from_file(vocab)
         size = self.tokenizer.vocab_size

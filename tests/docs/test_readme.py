@@ -89,7 +89,7 @@ def check_command(words: list[str]) -> None:
         words = words[1:]
     if words[:1] == ["mindplm"]:
         check_verb(words[1:])
-    elif words and words[0].endswith(("preprocess_dataset.sh", "pretrain_cpm_bee.sh")):
+    elif words and re.fullmatch(r".*/(preprocess_dataset|pretrain\w*)\.sh", words[0]):
         families.load_config(ROOT / words[1], words[2:])
 
 

@@ -118,7 +118,7 @@ def test_preprocess_uses_the_callers_folder(copy: Path, tmp_path: Path) -> None:
     ("words", "variables", "message"),
     [
         (["preprocess_dataset.sh"], {}, "usage: scripts/preprocess_dataset.sh CONFIG"),
-        (["pretrain_cpm_bee.sh"], {}, "usage: [NPUS=1] scripts/pretrain_cpm_bee.sh CONFIG"),
+        (["pretrain_cpm_bee.sh"], {}, "usage: [NPUS=1] scripts/pretrain.sh CONFIG"),
         (["pretrain_cpm_bee.sh", "x.yaml"], {"NODES": "2"}, "NODES=2 needs MASTER_ADDR"),
         (["pretrain_cpm_bee.sh", "x.yaml"], {"NPUS": "all"}, "NPUS=all, expected a whole number"),
         (["pretrain_cpm_bee.sh", "x.yaml"], {}, "x.yaml"),

@@ -12,10 +12,10 @@ from conftest import golden_dirs
 from mindspore import Tensor, ops
 from safetensors.numpy import load_file
 
-from mindplm.models.cpt.cell import Cpt, CptHead, CptLoss
+from mindplm.models.cpt.cell import Cpt, CptLoss
 from mindplm.models.cpt.config import from_original, parameter_shapes, rules
 from mindplm.nn.loss import IGNORE
-from mindplm.nn.values import from_arrays, load_model
+from mindplm.nn.values import load_model
 from mindplm.weights.rules import to_ours, to_theirs
 
 TAGS = [path.stem[len("config_") :] for path in golden_dirs("cpt", "config_*.json")]
@@ -153,50 +153,3 @@ def test_loss_and_gradients_of_writing_agree(case):
         rules(case.config), {**ours, "logits_bias": case.model.logits_bias.asnumpy()}
     )
     assert all(not theirs[name].any() for name in without if name in theirs)
-
-
-def head_weights(tag: str, name: str, form: str) -> dict[str, np.ndarray]:
-    file = load_file(FOLDER / f"heads_{tag}.safetensors")
-    theirs = {
-        "classify": {"cls_head.dense": "dense", "cls_head.out_proj": "out"},
-        "tokens": {"qa_outputs": "out", "classifier": "out"},
-    }[form]
-    return {
-        f"{ours}.{kind}": file[f"{name}.{stem}.{kind}"]
-        for stem, ours in theirs.items()
-        for kind in ("weight", "bias")
-        if f"{name}.{stem}.{kind}" in file
-    }
-
-
-@pytest.mark.parametrize("mode", [1, 2, 3])
-@pytest.mark.parametrize("name", ["cls", "qa"])
-def test_scores_of_the_heads_agree(case, name, mode):
-    golden = dict(np.load(FOLDER / f"heads_{case.tag}.npz"))
-    form = "classify" if name == "cls" else "tokens"
-    arrays = head_weights(case.tag, f"{name}{mode}", form)
-    num_labels = len(arrays["out.bias"])
-    head = CptHead(case.model, form, mode, num_labels)
-    own = [w for w in head.get_parameters() if w.name in arrays]
-    from_arrays(own, arrays, name)
-    a = case.arrays
-    ids = a["input_ids"]
-    last = np.array([np.flatnonzero(row == 102)[-1] if (row == 102).any() else 0 for row in ids])
-    columns = tensors(ids, np.ones_like(ids), a["attention_mask"], shifted(ids), last)
-    found = head(*columns).asnumpy()
-    if form == "classify":
-        assert np.abs(found - golden[f"cls{mode}_logits"]).max() < LOGITS
-        return
-    for side, wanted in enumerate(("start", "end")):
-        assert np.abs(found[..., side] - golden[f"qa{mode}_{wanted}_logits"]).max() < LOGITS
-
-
-def test_scores_of_the_token_head_agree(case):
-    golden = dict(np.load(FOLDER / f"heads_{case.tag}.npz"))
-    arrays = head_weights(case.tag, "cws", "tokens")
-    head = CptHead(case.model, "tokens", 1, len(arrays["out.bias"]))
-    from_arrays([w for w in head.get_parameters() if w.name in arrays], arrays, "cws")
-    ids, mask = case.arrays["input_ids"], case.arrays["attention_mask"]
-    last = np.zeros(len(ids))
-    found = head(*tensors(ids, np.zeros_like(ids), mask, shifted(ids), last)).asnumpy()
-    assert np.abs(found - golden["cws_logits"]).max() < LOGITS

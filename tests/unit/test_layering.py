@@ -48,6 +48,7 @@ ALIASES = {
     "config_generate": "config",
     "config_train": "config",
     "config_lora": "config",
+    "config_head": "config",
     "config_parallel": "config",
     "shards": "config",
     "config_shape": "config",

@@ -10,6 +10,7 @@ import mindspore as ms
 from mindspore import nn, ops
 
 from mindplm.models.bert.config import BertConfig
+from mindplm.models.heads import only_understanding
 from mindplm.models.parts import post_norm_blocks, require_no_dropout
 from mindplm.nn.encoder import Encoder
 from mindplm.nn.kernels import gelu
@@ -92,3 +93,22 @@ class BertLoss(nn.Cell):
         ready = self.model.head(take_positions(hidden, target_pos))
         table, bias = self.model.encoder.embed.weight, self.model.head.bias
         return masked_sums(self.nll(ready, table, labels, bias), labels)
+
+
+class BertStates(nn.Cell):
+    """States for a head: that of [CLS] for the text, those of the last block for the tokens."""
+
+    def __init__(self, model: Bert, name: str):
+        super().__init__(auto_prefix=False)
+        only_understanding(name, "bert")
+        self.model, self.width = model, model.config.hidden_size
+
+    def unused(self):
+        """Parameters that no head looks through."""
+        return list(self.model.head.get_parameters())
+
+    def construct(self, ids_bt, spans_bt):
+        order = ops.arange(ids_bt.shape[1]).astype(ms.int32).expand_dims(0)
+        order = ops.zeros_like(ids_bt) + order
+        hidden = self.model(ids_bt, ops.zeros_like(ids_bt), order, spans_bt)
+        return hidden[:, 0], hidden

@@ -16,7 +16,7 @@ from mindplm.models.cpt.config import DECODER_EPS, ENCODER_EPS, OFFSET, CptConfi
 from mindplm.models.parts import require_no_dropout
 from mindplm.nn.decoder import CrossBlock
 from mindplm.nn.kernels import mask_bias
-from mindplm.nn.layers import Embedding, LayerNorm, Linear
+from mindplm.nn.layers import Embedding, LayerNorm
 from mindplm.nn.loss import TokenNll, masked_sums, take_positions
 from mindplm.nn.mask import causal_mask
 
@@ -146,45 +146,45 @@ class CptLoss(nn.Cell):
         )
 
 
-class CptHead(nn.Cell):
-    """A task's head over the understanding decoder, the writing decoder, or both.
+class CptStates(nn.Cell):
+    """States for a head, of the understanding decoder, the writing decoder, or both side by side.
+
+    The state of a text is the understanding decoder's first one, and the writing decoder's last
+    one, when it has read the whole text shifted right behind the text's own last token, [SEP].
 
     Args:
         model: The network.
-        form: classify (one row of scores a text) or tokens (one a token).
-        mode: 1: understanding decoder; 2: writing decoder; 3: both side by side.
-        num_labels: Scores of a row.
+        name: understanding, writing or both.
+        types: Type of all tokens: 1 as in the original's whole network, 0 as in its bare encoder.
 
     Source: fastnlp/CPT, the classes of its fine-tuning programs.
     """
 
-    def __init__(self, model: Cpt, form: str, mode: int, num_labels: int, dtype=ms.float32):
-        super().__init__()
-        self.model, self.mode, self.classifies = model, mode, form == "classify"
-        width = model.config.hidden_size * (2 if mode == 3 else 1)
-        sizes = {"bias": True, "std": model.config.init_std, "dtype": dtype}
-        if self.classifies:
-            self.dense = Linear(width, width, **sizes)
-        self.out = Linear(width, num_labels, **sizes)
+    def __init__(self, model: Cpt, name: str, types: int = 1):
+        super().__init__(auto_prefix=False)
+        self.model, self.name, self.types = model, name, types
+        self.width = model.config.hidden_size * (2 if name == "both" else 1)
 
-    def construct(self, ids_bs, types_bs, spans_bs, decoder_ids_bs, last_b):
-        """Scores [B, labels] or [B, S, labels].
+    def unused(self):
+        """Parameters that no head looks through."""
+        if self.name == "understanding":
+            return list(self.model.decoder.get_parameters())
+        if self.name == "writing":
+            return list(self.model.blocks[self.model.shared :].get_parameters())
+        return []
 
-        Args:
-            ids_bs, types_bs, spans_bs: The source.
-            decoder_ids_bs: The source shifted right.
-            last_b: int32, position of the last [SEP].
-        """
-        understood, written = self.model(ids_bs, types_bs, spans_bs, decoder_ids_bs)
-        if self.classifies:
-            understood = understood[:, 0]
-            written = take_positions(written, last_b.expand_dims(1))
-        if self.mode == 1:
-            state = understood
-        elif self.mode == 2:
-            state = written
-        else:
-            state = ops.concat((understood, written), -1)
-        if self.classifies:
-            state = ops.tanh(self.dense(state))
-        return self.out(state)
+    def construct(self, ids_bs, spans_bs):
+        model = self.model
+        states = model.states(ids_bs, ops.ones_like(ids_bs) * self.types, spans_bs)
+        understood = states[-1]
+        if self.name == "understanding":
+            return understood[:, 0], understood
+        last_b1 = spans_bs.sum(1, keepdims=True).astype(ms.int32) - 1
+        start_b1 = ops.gather_d(ids_bs, 1, last_b1)
+        moved = ops.concat((start_b1, ids_bs[:, :-1]), 1)
+        memory = states[model.shared]
+        written = model.write(moved, ops.ones_like(moved), memory, spans_bs)[-1]
+        end = take_positions(written, last_b1)
+        if self.name == "writing":
+            return end, written
+        return ops.concat((understood[:, 0], end), -1), ops.concat((understood, written), -1)

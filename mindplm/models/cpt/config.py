@@ -39,6 +39,9 @@ class CptConfig(PlainSizes):
     """Blocks of the understanding decoder, and of the writing decoder."""
     num_types: int = 2
     """Rows of the table of token types."""
+    write_type: int = 0
+    """Type of the tokens of a text that is read to write from; 0 as in the original's generation,
+    1 as in all of its training."""
     scale_embedding: bool = False
     """Whether the writing decoder's word embeddings are multiplied by the root of the width."""
 

@@ -6,7 +6,8 @@ clipping and the update. MindSpore's semi-automatic parallel mode compiles it; o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
 import mindspore as ms
 import numpy as np
@@ -19,11 +20,15 @@ from mindspore.parallel.auto_parallel import AutoParallel
 from mindplm import runtime
 from mindplm.config import ParallelConfig, RunConfig
 from mindplm.families import family
-from mindplm.shards import operand, shard_threshold_kb, stages_of, vocab_rows
-from mindplm.train.optim import Adam, Rates
+from mindplm.shards import held_shapes, operand, shard_threshold_kb, stages_of, vocab_rows
+from mindplm.train.optim import Adam, Rates, zeros
 from mindplm.train.scaler import LossScale
 from mindplm.train.sharding import lay_plan
 from mindplm.train.step import Move, Numbers
+
+_NO_RATES = Rates(0.0, 0.0, 0.0)
+_REPORT = 6
+"""Numbers of the report of a step without tasks."""
 
 
 class _Once(nn.Cell):
@@ -56,8 +61,30 @@ class _ShardedNorm(nn.Cell):
         return ops.squeeze(ops.sqrt(ops.addn(sums)))
 
 
+class _LocalNorm(nn.Cell):
+    """Norm of sums of gradients, each of which several devices may hold the same part of.
+
+    Args:
+        copies: For each weight the number of devices that hold the same part of it.
+    """
+
+    def __init__(self, copies: Sequence[int]):
+        super().__init__()
+        self.shares = tuple(1.0 / count for count in copies)
+        self.sum, self.reduce = ops.ReduceSum(), ops.AllReduce()
+
+    def construct(self, grads):
+        total = Tensor(0.0, ms.float32)
+        for i in range(len(grads)):
+            total = total + self.sum(ops.square(grads[i].astype(ms.float32))) * self.shares[i]
+        return ops.squeeze(ops.sqrt(self.reduce(ops.expand_dims(total, 0))))
+
+
 class ShardedStep(nn.Cell):
     """Loss, gradients and update of one global batch.
+
+    With pipeline stages one call takes all micro-batches of a step. Without, it takes one and is
+    called for each of them: a graph that holds them all takes too long to compile.
 
     Args:
         loss: The family's sharded training cell, the plan laid over it.
@@ -67,6 +94,7 @@ class ShardedStep(nn.Cell):
         num_micro: Micro-batches of a step.
         num_rates: Rates in the numbers of a step.
         parallel: The layout.
+        copies: For each weight the number of devices that hold the same part of it.
     """
 
     def __init__(
@@ -79,31 +107,33 @@ class ShardedStep(nn.Cell):
         num_micro: int,
         num_rates: int,
         parallel: ParallelConfig,
+        copies: Sequence[int],
     ):
         super().__init__(auto_prefix=False)
         body: nn.Cell = loss
         if parallel.pipeline > 1:
             body = nn.PipelineCell(_Once(loss), num_micro)
-        elif num_micro > 1:
-            body = nn.GradAccumulationCell(loss, num_micro)
         body.set_grad()
         self.body, self.weights = body, ParameterTuple(loss.trainable_params())
         own = {weight.name for weight in optimizer.weights}
         self.own = tuple(i for i, weight in enumerate(self.weights) if weight.name in own)
         self.gradient = ops.GradOperation(get_by_list=True, sens_param=True)
-        self.scaler, self.several = scaler, num_micro > 1
+        self.scaler, self.several = scaler, parallel.pipeline > 1 and num_micro > 1
+        self.repeated = parallel.pipeline == 1 and num_micro > 1
         self.of_sums = self.several and not parallel.optimizer_shard
         if self.several:
             self.sums = self.weights.clone(prefix="accu_grads", init="zeros")
+        elif self.repeated:
+            self.sums = ParameterTuple([zeros(weight, "grad_sum.") for weight in self.weights])
+            self.told = Parameter(Tensor([0.0], ms.float32), name="told", requires_grad=False)
         self.move = Move(
             optimizer,
             scaler,
             clip_norm=clip_norm,
             world=parallel.devices,
-            norm=_ShardedNorm(),
+            norm=_LocalNorm(copies) if self.repeated else _ShardedNorm(),
         )
-        length = len(Numbers(1.0, [Rates(0.0, 0.0, 0.0)] * num_rates).tensor())
-        values = Tensor(np.zeros(length, np.float32))
+        values = Tensor(np.zeros(len(of_step(Numbers(1.0, [_NO_RATES] * num_rates))), np.float32))
         self.numbers = Parameter(values, name="numbers", requires_grad=False)
 
     def construct(self, factor, *columns):
@@ -122,6 +152,8 @@ class ShardedStep(nn.Cell):
         sens = ops.ones_like(loss) * self.scaler.scale
         grads = self.gradient(self.body, self.weights)(factor, *columns, sens)
         facts = ops.expand_dims(loss / numbers[0], 0)
+        if self.repeated:
+            return self._one_of_many(grads, facts, numbers)
         if not self.several:
             return self.move(grads, facts, numbers)
         sums = ops.depend(self.sums, grads)
@@ -133,6 +165,25 @@ class ShardedStep(nn.Cell):
             total = ops.depend(sums[i], grads[i])  # a stage has no sums of other stages' weights
             report = ops.depend(report, ops.assign(total, ops.zeros_like(total)))
         return report
+
+    def _one_of_many(self, grads, facts, numbers):
+        """Adds gradients up; after the last micro-batch moves the weights."""
+        sums = self.sums
+        for i in range(len(grads)):
+            facts = ops.depend(facts, ops.assign_add(sums[i], grads[i].astype(ms.float32)))
+        told = ops.assign_add(self.told, facts)
+        report = ops.zeros((_REPORT,), ms.float32)
+        if numbers[-1] > 0:
+            report = self.move(sums, told * 1.0, numbers)
+            report = ops.depend(report, ops.assign(self.told, ops.zeros_like(told)))
+            for i in range(len(sums)):
+                report = ops.depend(report, ops.assign(sums[i], ops.zeros_like(sums[i])))
+        return report
+
+
+def of_step(numbers: Numbers, last: bool = True) -> np.ndarray:
+    """What the parameter `numbers` holds: those of the step, and whether this call ends it."""
+    return np.append(numbers.tensor().asnumpy(), np.float32(last))
 
 
 def sharded_step(config: RunConfig) -> AutoParallel:
@@ -160,6 +211,7 @@ def sharded_step(config: RunConfig) -> AutoParallel:
             num_micro=config.accumulation,
             num_rates=runtime.steps_ahead() + 1,
             parallel=parallel,
+            copies=_copies(loss, config),
         )
     step.set_train()
     network = AutoParallel(step, "semi_auto")
@@ -171,6 +223,18 @@ def sharded_step(config: RunConfig) -> AutoParallel:
         threshold = shard_threshold_kb(parallel)
         network.hsdp(shard_size=-1, threshold=threshold, optimizer_level="level1")
     return network
+
+
+def _copies(loss: nn.Cell, config: RunConfig) -> list[int]:
+    """For each weight the number of devices of a stage that hold the same part of it."""
+    parts, parallel = family(config.family), config.parallel
+    if parallel.pipeline > 1:
+        return []
+    held = held_shapes(parts.part("plan"), config, parts.part("shapes"))
+    return [
+        parallel.devices * math.prod(held[weight.name]) // math.prod(weight.shape)
+        for weight in loss.trainable_params()
+    ]
 
 
 def _own_weights(loss: nn.Cell, parallel: ParallelConfig) -> list[Parameter]:

@@ -38,6 +38,7 @@ GROUPS.update(
 )
 GROUPS.update(launch="config families data checkpoint", cli="", __main__="cli", __init__="")
 GROUPS["fill"] = _BELOW
+GROUPS["memory"] = "config families"
 GROUPS.update(integrations=" ".join(GROUPS))
 # Modules at the top level that belong to a group of another name.
 ALIASES = {
@@ -51,6 +52,7 @@ ALIASES = {
     "config_head": "config",
     "config_parallel": "config",
     "shards": "config",
+    "slices": "config",
     "config_shape": "config",
     "config_task": "config",
     "config_finetune": "config",
@@ -70,7 +72,7 @@ ALIASES = {
 # Importing these, and so all that they import, must not load MindSpore.
 FREE = [
     "config", "strict", "yaml_io", "errors", "families", "files", "tensors", "checkpoint", "cli",
-    "adapters", "convert",
+    "adapters", "convert", "memory", "slices",
     "assets", "tokenizers", "weights", "data.tasks", "data.cpm_bee", "data.packing",
     "data.sources", "data.shapes", "config_task", "shards", "models.cpm_bee.plan",
 ]  # fmt: skip

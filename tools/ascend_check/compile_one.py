@@ -64,8 +64,9 @@ def step(config: RunConfig, world: int) -> dict[str, Any]:
     if config.parallel.by_plan:
         network = sharded_step(config)
         network.no_init_parameters_in_compile()
-        columns = batch(config, config.micro_batch_size * config.accumulation)
-        network.compile(*inputs(columns, shared, 1.0, config.accumulation))
+        at_once = config.accumulation if config.parallel.pipeline > 1 else 1
+        columns = batch(config, config.micro_batch_size * at_once)
+        network.compile(*inputs(columns, shared, 1.0, at_once))
         return {"slices": _slices(network)}
     columns = batch(config, config.micro_batch_size)
     with no_init_parameters():
@@ -147,7 +148,7 @@ def main() -> int:
     begin = time.perf_counter()
     try:
         GlobalComm.CHECK_ENVS = False  # there is no package of the vendor's here
-        runtime.choose_device = _ascend  # the stand-ins show no card
+        vars(runtime)["choose_device"] = _ascend  # the stand-ins show no card
         found = runtime.setup(config.runtime)
         ready = time.perf_counter()
         result = step(config, found.world) if asked["graph"] == "step" else write(config)

@@ -111,7 +111,7 @@ def _lines(*command: str) -> list[str]:
     )
 
 
-def _exported(path: Path | str) -> set[str]:
+def _exported(path: Path) -> set[str]:
     lines = _lines("nm", "-D", "--defined-only", str(path))
     return {line.split()[-1].split("@")[0] for line in lines if line.strip()}
 
@@ -166,8 +166,8 @@ def survey() -> tuple[list[str], list[str]]:
                 libraries.add(name)
     provided: set[str] = set()
     ours = [path for path in shipped if "/ms_kernels" not in str(path)]
-    for source in [*ours, *(system[name] for name in _SYSTEM if name in system)]:
-        provided |= _exported(source)
+    for path in [*ours, *(Path(system[name]) for name in _SYSTEM if name in system)]:
+        provided |= _exported(path)
     symbols = [name for name in wanted - provided if not re.match(r"_?Py", name)]
     return sorted(symbols), sorted(libraries)
 

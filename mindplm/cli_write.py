@@ -171,9 +171,9 @@ def _job_settings(
 
     digest = hashlib.sha256((saved.folder / MANIFEST).read_bytes())
     if args.adapter:
-        from mindplm import adapters
+        from mindplm.merged import open_adapter
 
-        digest.update((adapters.read(args.adapter).folder / MANIFEST).read_bytes())
+        digest.update((open_adapter(args.adapter, saved).folder / MANIFEST).read_bytes())
     if args.int8:
         digest.update(b"int8")
     return Settings(config, args.seed, args.batch_size, examples, digest.hexdigest())

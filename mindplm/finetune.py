@@ -14,8 +14,9 @@ from mindplm import families, runtime
 from mindplm.config import FinetuneConfig, RunConfig
 from mindplm.config_task import TaskConfig, read_task
 from mindplm.data import prepare
+from mindplm.data.draw import EMPTY
 from mindplm.data.overlap import find_overlap
-from mindplm.errors import ConfigError
+from mindplm.errors import ConfigError, DataError
 from mindplm.generate.model import from_cell
 from mindplm.measure.headed import of_run
 from mindplm.measure.questions import Questions, read_questions
@@ -56,11 +57,23 @@ def finetune(config: RunConfig) -> Result:
 
 
 def prepare_rows(config: RunConfig) -> None:
-    """Prepares the rows of a run unless they are there."""
+    """Prepares the rows of a run unless they are there.
+
+    Raises:
+        DataError: All answers are empty, as in a file of prompts.
+    """
     parts = families.family(config.family)
     vocab = families.vocab_path(config.tokenizer, config.family)
     rows = families.rows_of(config.family, config.head)
     prepare.run(config, parts.part("tokenizer").from_file(vocab), rows)
+    if config.data.stream:
+        return
+    report = prepare.report_of(config, "train")
+    if report["notes"].get(EMPTY, 0) == report["instances"]:
+        raise DataError(
+            f"all answers of the {report['instances']:,} training records are empty, so there is "
+            "nothing to learn; is this a file of prompts?"
+        )
 
 
 def tell_overlap(config: RunConfig) -> None:
@@ -70,6 +83,8 @@ def tell_overlap(config: RunConfig) -> None:
     measured = list(kind.sources(config.data.valid))
     for watched in _watched(config):
         task = read_task(watched.task)
+        if not watched.path and not task.path:
+            continue  # refused with its name when the questions are read
         shape = {"path": watched.path or task.path, "shape": task.shape, "name": task.name}
         measured.append(dataclasses.replace(train[0], **shape, transforms=None))
     if not measured:

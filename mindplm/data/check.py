@@ -32,6 +32,7 @@ class Checked:
         lengths: Tokens of each record or piece of text.
         answers: Predicted tokens of each.
         labels: How often each label occurs.
+        notes: What else was counted, by name.
         repeated: Documents that occur again within the part.
         marks: What tells the documents of each source from others.
     """
@@ -42,6 +43,7 @@ class Checked:
     lengths: list[int] = field(default_factory=list)
     answers: list[int] = field(default_factory=list)
     labels: Counter[str] = field(default_factory=Counter)
+    notes: Counter[str] = field(default_factory=Counter)
     repeated: Overlap = field(default_factory=Overlap)
     marks: list[list[Mark]] = field(default_factory=list)
 
@@ -54,6 +56,7 @@ class Checked:
             "tokens": _quantiles(self.lengths),
             "answer_tokens": _quantiles(self.answers),
             "labels": dict(self.labels.most_common()),
+            "notes": {name: count for name, count in sorted(self.notes.items()) if count},
             "repeated": self.repeated.count,
             "repeated_with_answer": self.repeated.with_answer,
         }
@@ -94,6 +97,7 @@ def check_sources(
 
 def _take(found: Checked, document: Document, drawn: Any) -> None:
     found.problems += drawn.problems
+    found.notes.update(getattr(drawn, "counts", {}))
     if document.label:
         found.labels[document.label] += 1
     for instance in drawn.instances:
@@ -123,6 +127,7 @@ def report_lines(parts: Sequence[Checked], seq_len: int) -> list[str]:
                 for label, count in part.labels.most_common(20)
             )
             lines.append(f"  labels           {shown}")
+        lines += [f"  {name}: {count:,}" for name, count in sorted(part.notes.items()) if count]
         lines += _told(part.repeated, f"occur again within {part.name}")
     if len(parts) > 1:
         lines += _told(leak(parts), f"of {parts[1].name} are in {parts[0].name} too")

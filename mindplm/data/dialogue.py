@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from mindplm.data.cpm_bee import ANSWER
 from mindplm.errors import DataError
 from mindplm.text import SPEAKERS, dialogue, escape
 
@@ -47,12 +48,12 @@ def dialogue_records(
                 name = f"<mask_{len(answers)}>"
                 answers[name], said = said, name
             text += marker + (said if marker == _MODEL else escape(said))
-        record = {"input": lay(text), "<ans>": {k: escape(v) for k, v in answers.items()}}
+        record = {"input": lay(text), ANSWER: {k: escape(v) for k, v in answers.items()}}
         return [(record, (answers,))]
     text = ""
     for marker, said in turns:
         if marker == _MODEL:
-            record = {"input": lay(text + marker), "<ans>": gap + escape(said)}
+            record = {"input": lay(text + marker), ANSWER: gap + escape(said)}
             made.append((record, (said,)))
         text += marker + escape(said)
     return made

@@ -10,6 +10,7 @@ from typing import IO, Any, NamedTuple, Union
 
 from mindplm.data import binary
 from mindplm.data.chunks import BOM, line_pieces
+from mindplm.data.cpm_bee import ANSWER
 
 Lines = Iterable[tuple[Union[int, str], bytes]]
 """Lines of a file, with their ends, and what they are called: their numbers, or such as item 3."""
@@ -56,7 +57,7 @@ class Document:
     label: str = ""
     weight: float = 1.0
     candidates: tuple[Any, ...] = ()
-    slot: str = "<ans>"
+    slot: str = ANSWER
     references: tuple[Any, ...] = ()
     tagged: tuple[tuple[str, str], ...] = ()
     start: int = -1

@@ -34,6 +34,9 @@ _REDRAWS = 3
 _COUNTED = 2000  # characters; in longer texts tokens are estimated
 _CAUTION = 1.04  # of the estimate: what is too long must be cut again
 
+EMPTY = "records with empty answers"
+"""Name of a count: records that nothing can be learned from but that they end at once."""
+
 
 @dataclass(frozen=True)
 class Settings(RowSettings):
@@ -172,6 +175,7 @@ class Drawer:
             reason = error.reason if isinstance(error, RecordError) else "invalid record"
             drawn.problems.append(Problem(work.document.place, reason, str(error)))
             return
+        drawn.counts[EMPTY] += instance.num_targets == _num_answers(fields[ANSWER])
         for number in draw.examples(work, rng):
             try:
                 fields = self._mended(draw(work.others[number].fields) or {}, drawn)
@@ -243,6 +247,11 @@ class Drawer:
         if sample.known.all():
             raise RecordError(f"record.{ANSWER} holds no text", reason="nothing to predict")
         return sample
+
+
+def _num_answers(value: Any) -> int:
+    """Texts below `<ans>`; each has an end mark to predict, and no other token if it is empty."""
+    return sum(map(_num_answers, value.values())) if isinstance(value, Mapping) else 1
 
 
 def task_number(source: int, task: str, tasks: Sequence[str] = TASKS) -> int:

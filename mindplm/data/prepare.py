@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from mindplm.data.kinds import RowKind
 from mindplm.data.loader import RowStream
 from mindplm.data.mixture import Entry, MixtureFile, read_mixture
 from mindplm.data.preprocess import preprocess
-from mindplm.data.records import RowFolder, open_folder, read_manifest, verify_folder
+from mindplm.data.records import REPORT, RowFolder, open_folder, read_manifest, verify_folder
 from mindplm.data.segments import StreamPlan
 from mindplm.data.sources import SourceReader
 from mindplm.data.streaming import StreamedRows, StreamRows
@@ -139,6 +140,11 @@ def open_stream(rows: RowFolder | StreamRows, **keys: Any) -> RowStream:
     if isinstance(rows, StreamRows):
         return StreamedRows(rows, **keys)
     return RowStream(rows, **keys)
+
+
+def report_of(config: RunConfig, split: str) -> dict[str, Any]:
+    """What was counted when the rows of a split were prepared."""
+    return json.loads((_folder(config, split) / REPORT).read_text(encoding="utf-8"))
 
 
 def sources_of(config: RunConfig, split: str) -> list[SourceConfig]:

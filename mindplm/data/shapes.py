@@ -13,13 +13,13 @@ from dataclasses import replace
 from typing import Any
 
 from mindplm.config_shape import ShapeConfig
+from mindplm.data.cpm_bee import ANSWER
 from mindplm.data.dialogue import dialogue_records
 from mindplm.data.documents import Document, Item, Lines, Problem, json_lines, text_lines
 from mindplm.data.tables import SEPARATORS, table_rows
 from mindplm.errors import DataError
 from mindplm.text import escape, unescape
 
-ANSWER = "<ans>"
 BLANK = "<mask_0>"
 OUTSIDE = "O"
 

@@ -19,6 +19,7 @@ from mindplm.assets import corpus
 from mindplm.config import SourceConfig
 from mindplm.data import binary
 from mindplm.data.chunks import CHUNK_BYTES, Chunk, chunks_of
+from mindplm.data.cpm_bee import ANSWER
 from mindplm.data.documents import Document, InputFile, Item, Problem, numbered_lines
 from mindplm.data.readers import MADE, documents_of
 from mindplm.data.shapes import balanced, label_counts, shaped
@@ -45,7 +46,6 @@ KINDS = {
 PACKED = (".gz", ".zst")
 RECORD = "record"
 """Task of a source whose documents are records already."""
-ANSWER = "<ans>"
 
 
 def find_files(path: str) -> list[InputFile]:

@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 
+from mindplm.data.cpm_bee import ANSWER
 from mindplm.errors import ConfigError
 from mindplm.tokenizers.cpm_bee import escape
 
 TASKS = ("lm", "write", "infill", "record")
-ANSWER = "<ans>"
 _LONGEST_EXTRA = 40
 _VERSE_LINE = 40
 

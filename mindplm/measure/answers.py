@@ -11,8 +11,9 @@ from typing import Any
 from mindplm import families
 from mindplm.config_task import TaskConfig
 from mindplm.data.causal_text import Framed
+from mindplm.data.cpm_bee import ANSWER
 from mindplm.data.documents import Document
-from mindplm.data.shapes import ANSWER, BLANK, plain
+from mindplm.data.shapes import BLANK, plain
 from mindplm.errors import DataError
 from mindplm.generate import write_each
 from mindplm.generate.model import Model

@@ -56,7 +56,10 @@ def read_questions(task: TaskConfig, path: str = "") -> Questions:
     """
     place = path or task.path
     if not place:
-        raise DataError(f"task {task.name} names no data (path); say which with --data")
+        raise DataError(
+            f"task {task.name} names no data; give its path in the task file, in finetune.tasks "
+            "or with --data"
+        )
     found = Questions(place)
     for item in _items(task, place):
         if isinstance(item, Document):

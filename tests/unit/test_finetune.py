@@ -157,11 +157,11 @@ def test_checkpoints_of_adapters_hold_adapters_only(lora_run: Path, base: Path) 
     assert sum(np.prod(a.shape) for a in best.arrays.values()) == 2 * 2 * 2 * (32 + 32)
 
 
-def test_a_run_of_adapters_resumes_bitwise_with_dropout(lora_run: Path) -> None:
+def test_a_run_of_adapters_resumes_bitwise_with_dropout_and_recomputation(lora_run: Path) -> None:
     run = lora_run.parent / "run"
     whole, before = newest(run), numbers(run)
     shutil.rmtree(RunFolder(run).path_of(4))
-    finetune(config_of(lora_run, *LORA))
+    finetune(config_of(lora_run, *LORA, "parallel.recompute=true"))
     assert_same_state(newest(run), whole)
     assert numbers(run) == before
     with pytest.raises(CheckpointError, match="adapters of rank 2.* this run has adapters of rank"):
@@ -250,10 +250,9 @@ def test_dialogues_are_learned_and_repeated_in_a_chat(
     config = config_of(tmp_path / "run.yaml", *learned)
     result = finetune(config)
     _, tokenizer = generate.load(result.checkpoint)
-    rows = prepare.rows(config, tokenizer, "train", families.family("cpm_bee").part("rows"))
-    targets = sum(rows[i].num_targets for i in range(len(rows)))
     answers = [answer for turns in TALKS.values() for _, answer in turns]
     wanted = sum(len(tokenizer.encode(f" {answer}")[0]) + 1 for answer in answers)
+    targets = prepare.report_of(config, "train")["targets"]
     assert targets == 4 * wanted, "only answers, with their end marks, are learned"
     for system, turns in TALKS.items():
         said = "".join(f"{text}\n" for text, _ in turns)
@@ -284,6 +283,14 @@ def test_mistakes_are_named(settings: Path, lora_run: Path, base: Path, capsys: 
         "finetune.best_by=valid/f1"
     )
     (settings.parent / "train.tsv").write_text("床\tx\n月\ty\n", encoding="utf-8")
+    records = settings.parent / "records.jsonl"
+    data = f"data.train=[{{path: {records}, tasks: {{record: 1}}}}]"
+    tiny_run.write_lines(records, [{"input": "床"}, {"input": "月"}])
+    assert "records.jsonl:1: record without <ans> (keys: input)" in refused(data)
+    empty = [{"input": "床", "<ans>": {"a": "", "b": ""}}, {"input": "月", "<ans>": ""}]
+    tiny_run.write_lines(records, empty)
+    for _ in range(2):  # also when the rows are there
+        assert "all answers of the 2 training records are empty" in refused(data)
     text = refused()
     assert "train.tsv:1: label 'x' is not known; accepted: p, n" in text
     assert text.count("\n") == 1

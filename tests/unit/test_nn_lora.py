@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn, ops
 
+from mindplm.config_lora import LoraConfig
 from mindplm.errors import CheckpointError, ConfigError
+from mindplm.models.cpm_bee.config import PRESETS, num_parameters, parameter_shapes
 from mindplm.nn.attention import Attention
 from mindplm.nn.block import Block
 from mindplm.nn.feed_forward import GatedFeedForward
@@ -82,6 +84,17 @@ def test_a_target_that_is_none_is_told_with_what_there_is() -> None:
     for target in ("attn.z", "ttn.q", "norm", "blocks.2.attn.q"):
         with pytest.raises(ConfigError, match="lora.targets: .*attn.q.*ffn.up.*head"):
             add_lora(network(), ["attn.q", target], rank=2, alpha=4)
+
+
+@pytest.mark.parametrize("preset", ["1b", "2b", "5b", "10b"])
+def test_adapters_of_the_published_sizes_are_less_than_a_hundredth(preset: str) -> None:
+    config, lora = PRESETS[preset], LoraConfig()
+    shapes = parameter_shapes(config)
+    names = [n[: -len(".weight")] for n in shapes if ".attn." in n or ".ffn." in n]
+    found = chosen(names, lora.targets)
+    assert len(found) == 2 * len(config.attention_layers)
+    count = sum(lora.rank * sum(shapes[f"{name}.weight"]) for name in found)
+    assert 0 < count < 0.01 * num_parameters(config)
 
 
 def test_adapters_add_nothing_at_first_and_the_base_is_frozen() -> None:

@@ -45,6 +45,11 @@ class TaskModel(nn.Cell):
         self.head.update_parameters_name("head.")
         self.choose = choose
 
+    @property
+    def blocks(self):
+        """The language model's blocks, for whoever recomputes them."""
+        return self.model.blocks
+
     def hidden(self, ids_bat, length_ba):
         """Hidden states of all sequences, [B * A, T, D]."""
         num = ids_bat.shape[2]

@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--words",
         metavar="HOW",
         help="how words are found: of bert lower, cased or a regular expression; of gpt1 rules, "
-        "basic or exact",
+        "basic or exact, with +marks to add the marks of fine-tuning (rules+marks)",
     )
     parser.add_argument(
         "--back",

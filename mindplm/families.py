@@ -73,6 +73,13 @@ class Family:
     """Records hold texts as they are: there are no tags, so no `<` is doubled."""
     states_ref: str = ""
     """(network, which states) -> what a head looks at, see `nn.heads.HeadedModel`."""
+    head_ref: str = ""
+    """(shape of the task, settings of the head) -> object whose `cell` and `loss` train a head, for
+    families with heads of their own kind."""
+    head_rows_ref: str = ""
+    """Their `RowKind`."""
+    head_answers_ref: str = ""
+    """(settings of the run, network, tokenizer) -> what answers with such a head."""
     step_flops_ref: str = ""
     """(config, tokens=, targets=, seq_len=) -> operations of a training step; "": not known."""
     layouts_ref: str = ""
@@ -216,6 +223,9 @@ FAMILIES: dict[str, Family] = {
         cell_ref="mindplm.models.gpt1.cell:network",
         tokenizer_ref="mindplm.tokenizers.bpe:BpeTokenizer",
         plain_texts=True,
+        head_ref="mindplm.models.gpt1.heads:TaskParts",
+        head_rows_ref="mindplm.data.marked_rows:ROWS",
+        head_answers_ref="mindplm.measure.marked:Marked",
         layouts_ref="mindplm.models.gpt1.files:LAYOUTS",
         vocab_files=("bpe.json", "encoder_bpe_40000.json", "vocab.json"),
         vocab_back_ref="mindplm.tokenizers.bpe:original_files",
@@ -243,9 +253,12 @@ def parts_of(name: str, head: settings.HeadConfig | None) -> Family:
     if head is None:
         return entry
     shape = read_task(head.task).shape
-    form, count = config_head.form_of(shape), len(config_head.classes_of(shape))
-    makers = importlib.import_module("mindplm.models.heads")
-    made = makers.HeadParts(entry.part("cell"), entry.part("states"), form, count, head.states)
+    if entry.head_ref:
+        made = entry.part("head")(shape, head)
+    else:
+        form, count = config_head.form_of(shape), len(config_head.classes_of(shape))
+        makers = importlib.import_module("mindplm.models.heads")
+        made = makers.HeadParts(entry.part("cell"), entry.part("states"), form, count, head.states)
     return dataclasses.replace(
         entry,
         shared_columns_ref=Family.shared_columns_ref,
@@ -258,8 +271,10 @@ def rows_of(name: str, head: settings.HeadConfig | None) -> Any:
     """The `RowKind` of a family, or of its head's task; MindSpore is not loaded."""
     if head is None:
         return family(name).part("rows")
+    if family(name).head_rows_ref:
+        return family(name).part("head_rows")
     if not family(name).states_ref:
-        able = ", ".join(key for key, entry in FAMILIES.items() if entry.states_ref)
+        able = ", ".join(k for k, entry in FAMILIES.items() if entry.states_ref or entry.head_ref)
         raise ConfigError(f"head: {name} has no states for a head; families with them: {able}")
     form = config_head.form_of(read_task(head.task).shape)
     return importlib.import_module("mindplm.data.head_rows").ROWS[form]

@@ -86,6 +86,30 @@ def pieces(array: Array) -> Iterator[np.ndarray]:
         yield cast(flat[start : start + _PIECE], dtype)
 
 
+def with_rows(
+    arrays: Mapping[str, LazyArray], name: str, count: int, std: float = 0.02
+) -> dict[str, LazyArray]:
+    """The arrays, one of them with rows of small random values at its end, always the same.
+
+    Args:
+        arrays: Arrays by name.
+        name: The one.
+        count: New rows; if negative, so many of the last rows are taken away.
+        std: Standard deviation of the values.
+    """
+    array = arrays[name]
+    rows, width = array.shape
+
+    def load() -> np.ndarray:
+        values = np.asarray(array)
+        if count < 0:
+            return values[:count]
+        new = np.random.default_rng(0).normal(0, std, (count, width)).astype(np.float32)
+        return np.concatenate([values, cast(new, array.dtype)])
+
+    return {**arrays, name: LazyArray((rows + count, width), array.dtype, load)}
+
+
 def is_bf16(dtype: np.dtype) -> bool:
     """Whether it is bfloat16, in either order of bytes."""
     return dtype.names == BF16.names

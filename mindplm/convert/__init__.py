@@ -26,11 +26,14 @@ from mindplm.convert.report import (
 from mindplm.errors import CheckpointError, ConfigError
 from mindplm.runtime import log
 from mindplm.tensors import LazyArray
+from mindplm.tokenizers.bpe import WITH_MARKS
 from mindplm.weights.lazy import lazy_ours, lazy_theirs
 from mindplm.weights.rules import Drop, Rule, plan
 from mindplm.weights.sources import FileLayout, open_tensors
 from mindplm.weights.torch_io import torch_chunks
 
+TABLE = "embed.weight"
+"""What grows by a row for each mark that a vocabulary gets."""
 _MAX_CONFIG = 4 << 20
 _MAX_LAYERS = 4096
 
@@ -61,7 +64,8 @@ def convert(
             whose sizes fit exactly.
         vocab: The vocabulary file; default: the family's usual name beside the tensors.
         words: How the tokenizer finds words where a family has several ways (bert: lower, cased or
-            a regular expression; gpt1: rules, basic or exact); default: what its files say.
+            a regular expression; gpt1: rules, basic or exact, with +marks behind it to add the
+            marks of fine-tuning and new rows for them); default: what its files say.
         back: A flavour of the family: hf (safetensors) or another (a file that torch.load reads,
             or what the original's release has), such as openbmb of cpm_bee; megatron:2 of cpm1
             writes two model-parallel shards.
@@ -112,13 +116,16 @@ def _to_ours(
     rules = entry.part("rules")(model, flavour)
     dropped = _dropped(rules, theirs)
     theirs = typed(theirs, dtype, paths, dropped)
-    if tokenizer.vocab_size != model.vocab_size:
+    marks = tokenizer.vocab_size - model.vocab_size
+    if marks < 0 or (marks and not (given[2] or "").endswith(WITH_MARKS)):
         raise CheckpointError(
             f"the vocabulary has {tokenizer.vocab_size:,} entries, the model "
             f"{model.vocab_size:,}; give the file that belongs to it (--vocab)"
         )
     shown = bar("convert")
-    ours = watched(lazy_ours(rules, theirs, entry.part("shapes")(model)), shown)
+    made = lazy_ours(rules, theirs, entry.part("shapes")(model))
+    ours = watched(tensors.with_rows(made, TABLE, marks, model.init_std) if marks else made, shown)
+    model = dataclasses.replace(model, vocab_size=tokenizer.vocab_size)
     start = time.perf_counter()
     with shown:
         checkpoint.write(
@@ -132,15 +139,27 @@ def _to_ours(
     report = report_of(family, flavour, out, paths, ours, dropped, seconds)
     if not verify:
         return report
-    again = lazy_theirs(rules, checkpoint.read(out).lazy_weights(widen=False))
-    copies = [name for name in dropped if name in again]
+    kept = checkpoint.read(out).lazy_weights(widen=False)
+    kept = tensors.with_rows(kept, TABLE, -marks) if marks else kept
+    count = _compared(theirs, lazy_theirs(rules, kept), dropped, out)
+    return dataclasses.replace(report, verified=count)
+
+
+def _compared(
+    theirs: Mapping[str, LazyArray],
+    again: Mapping[str, LazyArray],
+    dropped: Sequence[str],
+    out: Path,
+) -> int:
+    """Compares tensors with those that what was written gives; the number of them."""
     count = compare({n: a for n, a in theirs.items() if n not in dropped}, again, out)
-    for name in copies:
-        if theirs[name].shape != again[name].shape or digest_of(theirs[name]) != digest_of(
-            again[name]
+    for name in dropped:
+        if name in again and (
+            theirs[name].shape != again[name].shape
+            or digest_of(theirs[name]) != digest_of(again[name])
         ):
             log.warning("%s was dropped but differs from what it should be a copy of", name)
-    return dataclasses.replace(report, verified=count)
+    return count
 
 
 def _tokenizer(

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from mindplm.config import RunConfig, SourceConfig
+from mindplm.config_head import MarkedForm, marked_form
 from mindplm.config_shape import ShapeConfig
 from mindplm.config_task import read_task
 from mindplm.data import token_rows
@@ -33,51 +34,6 @@ _PARTS = {"classification": 1, "pairs": 2, "choices": 2}
 _CUT = "texts cut so that an example fits a row"
 
 
-@dataclass(frozen=True)
-class Form:
-    """How an example is laid out.
-
-    Attributes:
-        task: One of `gpt1_tasks.TASKS`.
-        num_sequences: Sequences of an example.
-        num_outputs: Scores of the head, for each sequence or for all together.
-    """
-
-    task: str
-    num_sequences: int
-    num_outputs: int
-
-    @property
-    def chooses(self) -> bool:
-        """Whether the sequences of an example compete."""
-        return self.task == "multiple_choice"
-
-
-def form_of(shape: ShapeConfig, *, symmetric: bool = False, choices: int = 0) -> Form:
-    """The form of a task's examples.
-
-    Args:
-        shape: Of its data.
-        symmetric: Pairs are read in both orders.
-        choices: Answers of each record of the kind choices; 0: the columns that the shape names.
-
-    Raises:
-        ConfigError: There is no form for data of this kind.
-    """
-    if shape.kind not in _PARTS:
-        known = ", ".join(_PARTS)
-        raise ConfigError(f"head.task: its shape is {shape.kind}, gpt1 learns {known}")
-    if shape.kind == "choices":
-        count = choices or len(shape.options)
-        if count < 2:
-            raise ConfigError("head.choices: say how many answers each record has, at least 2")
-        return Form("multiple_choice", count, 1)
-    if shape.kind == "pairs":
-        task = "similarity" if symmetric else "entailment"
-        return Form(task, 1 + symmetric, len(shape.labels))
-    return Form("classification", 1, len(shape.labels))
-
-
 def marks_of(tokenizer: Any) -> Marks:
     """Ids of the marks.
 
@@ -88,13 +44,13 @@ def marks_of(tokenizer: Any) -> Marks:
     if absent:
         raise ConfigError(
             f"the vocabulary lacks {', '.join(absent)}, the marks of fine-tuning inputs; convert "
-            "the checkpoint with --marks, which adds them"
+            "the checkpoint with --words rules+marks, which adds them"
         )
     return Marks(*(tokenizer.pieces[name] for name in SPECIALS))
 
 
 def example_of(
-    document: Document, shape: ShapeConfig, form: Form, tokenizer: Any, seq_len: int
+    document: Document, shape: ShapeConfig, form: MarkedForm, tokenizer: Any, seq_len: int
 ) -> tuple[list[list[int]], int]:
     """The sequences of a record, and how many of its texts were cut.
 
@@ -236,15 +192,14 @@ class MarkedSettings(RowSettings):
         form: How an example is laid out; the shape's max_targets are its sequences.
     """
 
-    form: Form = Form("classification", 1, 2)
+    form: MarkedForm = MarkedForm("classification", 1, 2)
 
 
-def form_of_run(config: RunConfig) -> Form:
+def form_of_run(config: RunConfig) -> MarkedForm:
     """The form of the examples of a run with a head."""
     head = config.head
     assert head is not None
-    shape = read_task(head.task).shape
-    return form_of(shape, symmetric=head.symmetric, choices=head.choices)
+    return marked_form(read_task(head.task).shape, head)
 
 
 def _settings(config: RunConfig, split: str) -> MarkedSettings:

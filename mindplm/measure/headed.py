@@ -130,19 +130,22 @@ class Headed:
         return spans([token for token, _ in document.tagged], tags)
 
 
-def of_run(config: RunConfig, model: Any, tokenizer: Any) -> Headed:
-    """The head of a run's network.
+def of_run(config: RunConfig, model: Any, tokenizer: Any) -> Any:
+    """The head of a run's network: `Headed`, or what a family with heads of its own has like it.
 
     Raises:
         ConfigError: The run has no head.
     """
     if config.head is None:
         raise ConfigError("the run has no head")
+    entry = families.family(config.family)
+    if entry.head_answers_ref:
+        return entry.part("head_answers")(config, model, tokenizer)
     shape = read_task(config.head.task).shape
     return Headed(model, tokenizer, shape, config.data.seq_len, config.micro_batch_size)
 
 
-def load(folder: str | Path, settings: RuntimeConfig | None = None) -> Headed | None:
+def load(folder: str | Path, settings: RuntimeConfig | None = None) -> Any:
     """Reads a network with a head; None if the checkpoint has no head.
 
     Raises:

@@ -11,10 +11,11 @@ from mindspore import Tensor, ops
 from tqdm import tqdm
 
 from mindplm.config import RunConfig
+from mindplm.config_head import marked_form
 from mindplm.config_task import TaskConfig, read_task
 from mindplm.data.documents import Document
 from mindplm.data.gpt1_tasks import arrays
-from mindplm.data.marked_rows import example_of, form_of, form_of_run, marks_of
+from mindplm.data.marked_rows import example_of, form_of_run, marks_of
 from mindplm.errors import ConfigError, DataError
 from mindplm.measure.answers import Prediction
 from mindplm.measure.questions import Questions
@@ -48,8 +49,7 @@ class Marked:
         Raises:
             ConfigError: The task's classes are not those that the head was trained on.
         """
-        head = self._head
-        form = form_of(task.shape, symmetric=head.symmetric, choices=head.choices)
+        form = marked_form(task.shape, self._head)
         if form != self._form or list(task.shape.labels) != list(self._shape.labels):
             raise ConfigError(f"task {task.name} is not of the form that the head was trained on")
         return summed_up(task, questions, self.answers(questions.documents, progress=progress))

@@ -18,6 +18,7 @@ UNKNOWN = "<unk>"
 START, DELIMITER, EXTRACT, DOCUMENT_END = "_start_", "_delimiter_", "_classify_", "<eos>"
 SPECIALS = (START, DELIMITER, EXTRACT)
 """Marks of the fine-tuning inputs of GPT-1."""
+WITH_MARKS = "+marks"
 _MERGE_FILES = ("vocab_40000.bpe", "merges.txt")
 _VOCAB_FILES = (VOCAB_FILE, "encoder_bpe_40000.json", "vocab.json")
 _ORIGINAL_FILES = {
@@ -77,11 +78,14 @@ class BpeTokenizer:
         Args:
             path: Our bpe.json; or the JSON file of pieces of the original or the HF release, with
                 the file of merges beside it; or a folder with one of these.
-            form: How words are found, if the file does not say; None: `rules`.
+            form: How words are found, if the file does not say; None: `rules`. With "+marks"
+                behind it the vocabulary gets the marks of fine-tuning inputs that it has not.
 
         Raises:
             VocabError: A file is missing or cannot be used.
         """
+        if form is not None and form.endswith(WITH_MARKS):
+            return cls.from_file(path, form[: -len(WITH_MARKS)]).with_specials()
         path = _vocab_file(Path(path))
         try:
             tree = json.loads(path.read_text(encoding="utf-8"))

@@ -87,6 +87,25 @@ def test_the_release_of_gpt1_there_and_back(path, tmp_path):
 
 
 @pytest.mark.parametrize("path", golden_dirs("gpt1", "tf_run_*.json")[:1], ids=lambda p: p.stem)
+def test_marks_get_rows_of_their_own(path, tmp_path):
+    wanted, config = released(path, tmp_path / "theirs")
+    tree = json.loads((tmp_path / "theirs" / "bpe.json").read_text())
+    tree["pieces"] = [f"p{i}" for i in range(config.vocab_size)]
+    (tmp_path / "theirs" / "bpe.json").write_text(json.dumps(tree))
+    source, out = tmp_path / "theirs", tmp_path / "ours"
+    convert(source, out, family="gpt1", words="basic+marks", verify=True)
+    saved = checkpoint.read(out)
+    assert saved.model().vocab_size == config.vocab_size + 3
+    table = saved.weights()["embed.weight"]
+    assert np.array_equal(table[:-3], wanted["embed.weight"])
+    assert 0.005 < table[-3:].std() < 0.05
+    tokenizer = BpeTokenizer.from_file(out)
+    assert [tokenizer.pieces[name] for name in SPECIALS] == [
+        config.vocab_size + i for i in range(3)
+    ]
+
+
+@pytest.mark.parametrize("path", golden_dirs("gpt1", "tf_run_*.json")[:1], ids=lambda p: p.stem)
 def test_what_is_missing_or_damaged_in_the_release_is_named(path, tmp_path):
     folder = tmp_path / "theirs"
     released(path, folder)

@@ -6,6 +6,8 @@ from typing import Any
 
 import mindspore as ms
 
+from mindplm.config_head import HeadConfig, marked_form
+from mindplm.config_shape import ShapeConfig
 from mindplm.models.gpt1.cell import TaskLoss, TaskModel, network
 from mindplm.models.gpt1.config import Gpt1Config
 
@@ -14,18 +16,18 @@ class TaskParts:
     """Makes the network and the training cell of a task.
 
     Args:
-        num_outputs: Scores of the head.
-        chooses: Whether the sequences of an example compete.
-        lm_weight: Weight of the language model's loss on the task's texts.
+        shape: Of the task's data.
+        head: Settings of the head.
     """
 
-    def __init__(self, num_outputs: int, chooses: bool, lm_weight: float):
-        self._num_outputs, self._chooses, self._lm_weight = num_outputs, chooses, lm_weight
+    def __init__(self, shape: ShapeConfig, head: HeadConfig):
+        self._form, self._lm_weight = marked_form(shape, head), head.lm_weight
 
     def cell(self, config: Gpt1Config, dtype: Any = ms.float32) -> TaskModel:
         """The network."""
+        form = self._form
         model = network(config, dtype)
-        return TaskModel(model, self._num_outputs, choose=self._chooses, std=config.init_std)
+        return TaskModel(model, form.num_outputs, choose=form.chooses, std=config.init_std)
 
     def loss(self, model: TaskModel) -> TaskLoss:
         """The training cell: L2 + lm_weight * L1."""

@@ -28,17 +28,23 @@ class ShapeConfig:
         "translation",
         "dialogue",
         "records",
+        "signal",
     ]
     """classification: a text and a label; pairs: two texts and a label; choices: a text and
     answers to choose from; extraction: a token and its BIO tag on each line, a blank line between
     sentences; reading: JSON in SQuAD's form; translation: two texts; dialogue: a list of messages;
-    records: lines are records."""
+    records: lines are records; signal: lines are signals, which t5 is pretrained on, such as
+    {"text": ..., "entities": [...]}."""
     columns: tuple[str, ...] = ()
     """Names of the columns of a .tsv or .csv file without header; none: its first line names
     them. JSON lines name their own."""
     inputs: dict[str, str] = field(default_factory=dict)
     """Key of the record -> column, of classification, pairs and choices; none: input -> text, of
-    pairs sentence1 and sentence2."""
+    pairs sentence1 and sentence2. Of signal, its fields -> columns; none: they have the same
+    names."""
+    signal: str = ""
+    """Which signal the lines are of, such as wikipedia_entities; empty: every line says it itself,
+    as {"signal": name, "data": {...}}."""
     max_chars: int = 0
     """Characters of an input that are kept, its beginning; 0: all, and a record that does not fit
     into a row is counted as too long."""

@@ -53,6 +53,8 @@ class Family:
     """The `RowKind`: how documents become rows, and rows batches."""
     shared_columns_ref: str = "mindplm.families:NO_COLUMNS"
     """Names of the columns that belong to the whole batch and are not cut into micro-batches."""
+    fitted_ref: str = ""
+    """(config, foreign tensors) -> the config with what only the tensors say of their form."""
     lora_rules_ref: str = ""
     """flavour -> weight rules of the original's LoRA files; "": it has none."""
     lora_gain_ref: str = "mindplm.families:no_gain"
@@ -232,6 +234,20 @@ FAMILIES: dict[str, Family] = {
         vocab_build_ref="mindplm.tokenizers.bpe_vocab:build",
         vocab="bpe_english.json",
         vocab_size_ref="mindplm.tokenizers.bpe:num_pieces",
+    ),
+    "t5": Family(
+        title="T5: text to text, restructured pretraining on signals with prompts",
+        **_names("t5", "T5Config"),
+        fitted_ref="mindplm.models.t5.config:fitted",
+        cell_ref="mindplm.models.t5.cell:T5",
+        loss_ref="mindplm.models.t5.cell:T5Loss",
+        tokenizer_ref="mindplm.tokenizers.sentencepieces:T5Tokenizer",
+        rows_ref="mindplm.data.pair_rows:ROWS",
+        layout_ref="mindplm.generate.pair_layout:PairLayout",
+        decode_ref="mindplm.models.t5.cell:writing_cells",
+        vocab_files=("spiece.model", "sentencepiece.model"),
+        vocab="pieces_t5.model",
+        vocab_size_ref="mindplm.tokenizers.sentencepieces:num_t5_rows",
     ),
 }
 

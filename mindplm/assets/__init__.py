@@ -27,9 +27,8 @@ def path(name: str) -> Path:
     """
     file = _FOLDER / name
     if not file.is_file() or file.parent != _FOLDER:
-        known = sorted(
-            p.name for p in _FOLDER.iterdir() if p.suffix in (".gz", ".txt", ".json", ".model")
-        )
+        kinds = (".gz", ".txt", ".json", ".model", ".yaml")
+        known = sorted(p.name for p in _FOLDER.iterdir() if p.suffix in kinds)
         raise ConfigError(f"no embedded file {name!r}; there are {', '.join(known)}")
     return file
 

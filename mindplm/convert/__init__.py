@@ -188,7 +188,8 @@ def _model(
     folder, given = place
     path = Path(given) if given is not None else folder / "config.json"
     if path.is_file():
-        return _read_config(path, entry, family)
+        model = _read_config(path, entry, family)
+        return entry.part("fitted")(model, theirs) if entry.fitted_ref else model
     if given is not None:
         raise ConfigError(f"{path}: no such file")
     for name, preset in entry.presets.items():

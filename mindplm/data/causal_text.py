@@ -42,8 +42,8 @@ def prompt_ids(record: Mapping[str, Any], tokenizer: Any) -> list[int]:
         if key == ANSWER:
             continue
         if isinstance(value, Mapping):
-            value = "\n".join(f"{name}: {_text(item, name)}" for name, item in value.items())
-        value = _text(value, key)
+            value = "\n".join(f"{name}: {plain_text(item, name)}" for name, item in value.items())
+        value = plain_text(value, key)
         if key == TITLE and sep is not None:
             ids = [*tokenizer.encode(value), sep]
         else:
@@ -63,16 +63,30 @@ def answer_ids(record: Mapping[str, Any], tokenizer: Any) -> list[int]:
     Raises:
         RecordError: There is no answer, or it is no text.
     """
+    ids = tokenizer.encode(answer_of(record))
+    return [*ids, tokenizer.eos_id] if tokenizer.eos_id >= 0 else ids
+
+
+def answer_of(record: Mapping[str, Any]) -> str:
+    """The text under `<ans>`.
+
+    Raises:
+        RecordError: There is no answer, or it is no text.
+    """
     answer = record.get(ANSWER)
     if not isinstance(answer, str) or not answer:
         raise RecordError(
             f'expected a text under "{ANSWER}", got {answer!r:.60}', reason="no <ans>"
         )
-    ids = tokenizer.encode(answer)
-    return [*ids, tokenizer.eos_id] if tokenizer.eos_id >= 0 else ids
+    return answer
 
 
-def _text(value: Any, key: Any) -> str:
+def plain_text(value: Any, key: Any) -> str:
+    """A value of a record that must be a text.
+
+    Raises:
+        RecordError: It is none.
+    """
     if not isinstance(value, str):
         raise RecordError(f"record.{key} is {value!r:.60}; expected a text", reason="not a text")
     return value

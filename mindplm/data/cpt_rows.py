@@ -53,22 +53,6 @@ class _MakePiece:
         return Piece(tokens, num_targets=need)
 
 
-class _OneEach:
-    """Gives every piece a row of its own, since samples are made of whole rows."""
-
-    def __init__(self, num_rows: int, shape: RowShape):
-        self.num_rows, self.shape = num_rows, shape
-
-    def add(self, piece: Piece) -> list[TokenRow]:
-        """The row of a piece."""
-        length, task = np.array([len(piece)], np.int32), np.array([piece.task], np.int32)
-        return [TokenRow(piece.tokens, length, task, piece.num_targets, piece.num_chars)]
-
-    def flush(self) -> list[TokenRow]:
-        """Nothing is left."""
-        return []
-
-
 def _drawer(
     sources: Sequence[SourceConfig],
     names: Sequence[str],
@@ -124,7 +108,7 @@ ROWS = RowKind(
     marks=("vocab_size", "cls_id", "sep_id", "mask_id", "lines"),
     settings=_settings,
     drawer=_drawer,
-    packer=_OneEach,
+    packer=token_rows.OneEach,
     row=token_rows.row,
     collate=collate,
     numbers=lambda shape: 4 * shape.seq_len,

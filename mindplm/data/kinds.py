@@ -20,6 +20,9 @@ from mindplm.data.sources import RECORD
 from mindplm.data.tasks import check_tasks
 from mindplm.errors import ConfigError
 
+SIGNAL = "signal"
+"""Task of a source whose lines are signals."""
+
 
 @dataclass(frozen=True)
 class RowSettings:
@@ -112,10 +115,11 @@ class RowKind:
             records = source.transforms is not None and RECORD in self.tasks
             usual = {RECORD: 1.0} if records else dict(self.usual)
             return source if source.tasks else dataclasses.replace(source, tasks=usual)
-        if RECORD not in self.tasks or set(source.tasks) - {RECORD}:
-            known = RECORD if RECORD in self.tasks else f"{RECORD}, which {self.name} does not have"
+        task = SIGNAL if source.shape.kind == SIGNAL else RECORD
+        if task not in self.tasks or set(source.tasks) - {task}:
+            known = task if task in self.tasks else f"{task}, which {self.name} does not have"
             raise ConfigError(
-                f"data source {source.path} has a shape, so its lines become records; the only "
+                f"data source {source.path} has a shape, so its lines become {task}s; the only "
                 f"task for them is {known}"
             )
-        return dataclasses.replace(source, tasks={RECORD: 1.0})
+        return dataclasses.replace(source, tasks={task: 1.0})

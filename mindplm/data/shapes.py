@@ -16,6 +16,7 @@ from mindplm.config_shape import ShapeConfig
 from mindplm.data.cpm_bee import ANSWER
 from mindplm.data.dialogue import dialogue_records
 from mindplm.data.documents import Document, Item, Lines, Problem, json_lines, text_lines
+from mindplm.data.signal_records import signal_documents
 from mindplm.data.tables import SEPARATORS, table_rows
 from mindplm.errors import DataError
 from mindplm.text import escape, unescape
@@ -49,6 +50,9 @@ def shaped(shape: ShapeConfig, lines: Lines, label: str, suffix: str) -> Iterato
     """
     if shape.kind == "extraction":
         yield from _extraction(shape, lines, label)
+        return
+    if shape.kind == "signal":
+        yield from signal_documents(shape, lines, label)
         return
     rows = _squad(lines, label) if shape.kind == "reading" else _rows(shape, lines, label, suffix)
     make = _MAKERS[shape.kind]

@@ -11,6 +11,7 @@ from typing import NamedTuple, Union
 import numpy as np
 
 DENSITY, SPAN = 0.15, 3.0
+NUM_SENTINELS = 100
 Flags = Union[Sequence[int], np.ndarray]
 
 

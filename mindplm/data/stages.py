@@ -124,7 +124,8 @@ class ChunkStage:
         dedup: bool,
     ):
         self._wanted = [Wanted.of(source) for source in sources]
-        self._shows = [len(source.incontext_weight) > 1 for source in sources]
+        shows = getattr(drawer, "uses_others", False)
+        self._shows = [shows or len(source.incontext_weight) > 1 for source in sources]
         self._draws = [settings.repeat * source.weight for source in sources]
         self._names, self._seed = list(names), settings.seed
         self._drawer = drawer

@@ -35,6 +35,7 @@ class Piece:
         num_targets: Predicted tokens, or the most there can be.
         num_chars: Characters of what is predicted; 0 where nats a character mean nothing.
         raw: Whatever the caller wants to find again.
+        lengths: Tokens of the parts that it has, if there are several; else ().
     """
 
     tokens: np.ndarray
@@ -42,6 +43,7 @@ class Piece:
     num_targets: int = 0
     num_chars: int = 0
     raw: Any = None
+    lengths: tuple[int, ...] = ()
 
     segment_rel: ClassVar[np.ndarray] = NOTHING
     largest_subs: ClassVar[dict[int, int]] = {}
@@ -106,7 +108,7 @@ def packer(num_rows: int, shape: RowShape) -> Packer:
 
 
 class OneEach:
-    """Gives every piece a row of its own.
+    """A packer that gives every piece a row of its own.
 
     Args:
         num_rows: Rows of a batch.
@@ -118,8 +120,9 @@ class OneEach:
 
     def add(self, piece: Piece) -> list[TokenRow]:
         """The row of a piece."""
-        length, task = np.array([len(piece)], np.int32), np.array([piece.task], np.int32)
-        return [TokenRow(piece.tokens, length, task, piece.num_targets, piece.num_chars)]
+        lengths = np.array(piece.lengths or (len(piece),), np.int32)
+        task = np.array([piece.task], np.int32)
+        return [TokenRow(piece.tokens, lengths, task, piece.num_targets, piece.num_chars)]
 
     def flush(self) -> list[TokenRow]:
         """Nothing is left."""

@@ -15,20 +15,16 @@ class _Start(nn.Cell):
     def __init__(self, prefill: nn.Cell):
         super().__init__(auto_prefix=False)
         self.prefill = prefill
-        self.num_fixed = getattr(prefill, "num_fixed", 0)
 
     def construct(self, rows_r, room_s, *columns):
         outputs = self.prefill(*columns)
         num_rows, cache_len = rows_r.shape[0], room_s.shape[0]
-        growing = len(outputs) - self.num_fixed
         caches: tuple[Tensor, ...] = ()
-        for cache_bhtk in outputs[1:growing]:
+        for cache_bhtk in outputs[1:]:
             num_heads, width, head_dim = cache_bhtk.shape[1:]
             rest = (num_rows, num_heads, cache_len - width, head_dim)
             rows_rhtk = ops.gather(cache_bhtk, rows_r, 0)
             caches += (ops.concat((rows_rhtk, ops.zeros(rest, cache_bhtk.dtype)), 2),)
-        for cache_bhsk in outputs[growing:]:
-            caches += (ops.gather(cache_bhsk, rows_r, 0),)
         return (outputs[0].astype(ms.float32),) + caches
 
 
@@ -49,8 +45,7 @@ class CompiledNetwork:
 
     Args:
         prefill: (columns of a prompt batch) -> (logits [B, classes], k_0, v_0, k_1, ...), the
-            caches [B, H, bucket, K]. Its attribute `num_fixed`, if any, is the number of caches at
-            the end that do not grow.
+            caches [B, H, at most the cache's length, K].
         step: (columns of a step, k_0, v_0, ...) -> (logits [R, classes], k_0, v_0, ...).
     """
 

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from mindplm.errors import VocabError
-from mindplm.tokenizers.words import chinese_words
+from mindplm.tokenizers.words import chinese_words, halves
 
 SPACE, NEWLINE = "\u2582", "\u2583"
 """What stands for a space and a line break in CPM-1's pieces."""
 _MARKS = str.maketrans({" ": SPACE, "\n": NEWLINE})
 _TEXTS = str.maketrans({" ": "", SPACE: " ", NEWLINE: "\n"})
 _META = "\u2581"
+_SENTINEL = re.compile(r"<extra_id_(\d|[1-9]\d)>")
+_GUARD = "\ue000"
+"""A character of nobody's, which no piece holds."""
 
 
 class PieceModel:
@@ -148,6 +152,114 @@ class Cpm1Tokenizer:
     def files(self) -> dict[str, bytes]:
         """The vocabulary as the file of a checkpoint."""
         return {self.FILE: self.pieces.data}
+
+
+class T5Tokenizer:
+    """Pieces of a text, and a hundred sentinels `<extra_id_0>`, `<extra_id_1>` ... that count down.
+
+    The sentinels stand behind the pieces of the model; `vocab_size` is the number of rows that the
+    published tables have for them, a multiple of ROWS.
+
+    Args:
+        pieces: The model.
+
+    Raises:
+        VocabError: It has no padding, end or unknown mark, or not as its first pieces.
+
+    Source: google-research/text-to-text-transfer-transformer, its vocabulary and its sentinels.
+    """
+
+    FILE = "spiece.model"
+    ROWS, NUM_SENTINELS = 128, 100
+
+    def __init__(self, pieces: PieceModel):
+        self.pieces = pieces
+        self.pad_id, self.eos_id, self.unk_id = (
+            pieces.id_of(piece) for piece in ("<pad>", "</s>", "<unk>")
+        )
+        if self.pad_id != 0:
+            raise VocabError(f"<pad> has number {self.pad_id}; T5's vocabularies begin with it")
+        self.first_sentinel = pieces.size + self.NUM_SENTINELS - 1
+        """Id of `<extra_id_0>`; the others follow downwards."""
+        self.vocab_size = t5_rows(pieces.size)
+        rest = range(self.first_sentinel + 1, self.vocab_size)
+        self.silent_ids = [self.pad_id, self.unk_id, *rest]
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> T5Tokenizer:
+        """Reads spiece.model, or the folder that holds it."""
+        return cls(PieceModel.read(path, cls.FILE))
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text without the end mark; sentinels in it are recognised."""
+        ids: list[int] = []
+        begin = 0
+        for match in _SENTINEL.finditer(text):
+            ids += self._inner(text[begin : match.start()], begin > 0)
+            ids.append(self.first_sentinel - int(match.group(1)))
+            begin = match.end()
+        return ids + self._inner(text[begin:], begin > 0)
+
+    def _inner(self, text: str, follows: bool) -> list[int]:
+        """Ids of a text; one that follows a sentinel gets no word mark that it does not have."""
+        if not follows or not text.strip() or text[0].isspace():
+            return self.pieces.model.encode(text)
+        return self.pieces.model.encode(_GUARD + text)[self._guard_len :]
+
+    @cached_property
+    def _guard_len(self) -> int:
+        return len(self.pieces.model.encode(_GUARD))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids; padding and end marks are nothing, sentinels are as `encode` reads them."""
+        parts: list[str] = []
+        waiting: list[int] = []
+        for token in map(int, ids):
+            if token < self.pieces.size:
+                if token not in (self.pad_id, self.eos_id):
+                    waiting.append(token)
+            elif token <= self.first_sentinel:
+                parts += [self._text(waiting, bool(parts)), self.text_of(token)]
+                waiting = []
+        return "".join([*parts, self._text(waiting, bool(parts))])
+
+    def _text(self, ids: list[int], follows: bool) -> str:
+        text = self.pieces.model.decode(ids) if ids else ""
+        marked_word = bool(ids) and self.pieces.model.id_to_piece(ids[0]).startswith(_META)
+        return " " + text if follows and marked_word and text else text
+
+    def text_of(self, token: int) -> str:
+        """The text of one id."""
+        if token >= self.pieces.size:
+            return f"<extra_id_{self.first_sentinel - token}>"
+        return self.pieces.model.id_to_piece(token).replace(_META, " ")
+
+    def size(self, text: str) -> int:
+        """Tokens of a text, without the end mark."""
+        return len(self.encode(text))
+
+    def parts(self, text: str, room: int) -> Iterator[tuple[str, int]]:
+        """Parts of a text of at most `room` tokens, by halving it; and their sizes."""
+        return halves(text, room, self.size)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the model file, and what stands behind its pieces."""
+        return hashlib.sha256(b"t5\n" + self.pieces.data).hexdigest()
+
+    def files(self) -> dict[str, bytes]:
+        """The vocabulary as the file of a checkpoint."""
+        return {self.FILE: self.pieces.data}
+
+
+def t5_rows(num_pieces: int) -> int:
+    """Rows of T5's token table for a model of so many pieces."""
+    return -(-(num_pieces + T5Tokenizer.NUM_SENTINELS) // T5Tokenizer.ROWS) * T5Tokenizer.ROWS
+
+
+def num_t5_rows(path: Path) -> int:
+    """Rows of the token table that goes with a vocabulary file."""
+    return t5_rows(num_pieces(path))
 
 
 def marked(text: str) -> str:

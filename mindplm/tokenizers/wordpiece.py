@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mindplm.errors import VocabError
-from mindplm.tokenizers.words import basic_words, chunks
+from mindplm.tokenizers.words import basic_words, chunks, halves
 
 VOCAB_FILE, SETTINGS_FILE = "vocab.txt", "tokenizer_config.json"
 PAD, UNK, CLS, SEP, MASK = SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -179,13 +179,7 @@ class WordPieceTokenizer:
 
     def parts(self, text: str, room: int) -> Iterator[tuple[str, int]]:
         """Pieces of a text of at most `room` tokens, by halving it; and their sizes."""
-        size = self.size(text)
-        if size <= room or len(text) < 2:
-            yield text, size
-            return
-        middle = len(text) // 2
-        for half in (text[:middle], text[middle:]):
-            yield from self.parts(half, room)
+        return halves(text, room, self.size)
 
     def _words(self, text: str) -> list[str]:
         if self._pattern is None:

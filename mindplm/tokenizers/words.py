@@ -11,7 +11,7 @@ import functools
 import logging
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from mindplm.errors import VocabError
@@ -128,6 +128,17 @@ class _Table(dict):
 _SPREAD = _Table(_spread)
 _ACCENTS = _Table(lambda char: "" if _is_accent(char) else char)
 _SIGNS = _Table(lambda char: f" {char} " if is_sign(char) else char)
+
+
+def halves(text: str, room: int, size: Callable[[str], int]) -> Iterator[tuple[str, int]]:
+    """Parts of a text of at most `room` tokens, by halving it; and their sizes."""
+    tokens = size(text)
+    if tokens <= room or len(text) < 2:
+        yield text, tokens
+        return
+    middle = len(text) // 2
+    for half in (text[:middle], text[middle:]):
+        yield from halves(half, room, size)
 
 
 @functools.cache

@@ -73,7 +73,7 @@ def test_every_parameter_gets_a_gradient(name):
 def test_four_rows_are_learned_by_heart(name):
     made = tiny(name)
     columns = made.first_rows(made.columns(), 4)
-    stepper = Stepper(made, lr=2e-2, beta2=0.98)
+    stepper = Stepper(made, lr=made.fast, beta2=0.98)
     losses = [stepper(columns)[0] for _ in range(150)]
     assert losses[-1] < 0.05 < 4 < losses[0]
 

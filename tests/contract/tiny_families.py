@@ -12,6 +12,7 @@ from tiny_bert import bert
 from tiny_causal import cpm1, gpt1
 from tiny_cpt import cpt
 from tiny_family import Tiny
+from tiny_t5 import t5
 
 MAKERS: dict[str, Callable[[], Tiny]] = {
     "cpm_bee": cpm_bee,
@@ -19,4 +20,5 @@ MAKERS: dict[str, Callable[[], Tiny]] = {
     "cpt": cpt,
     "cpm1": cpm1,
     "gpt1": gpt1,
+    "t5": t5,
 }

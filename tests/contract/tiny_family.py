@@ -57,6 +57,7 @@ class Tiny:
         cached_and_full: For families that write: model -> (logits of cached generation, those of
             whole rows), both [tokens, classes], for the same written tokens.
         prompts: For families that write: (model, prompts, most new tokens, buckets) -> writes.
+        fast: Learning rate to learn a few rows by heart with.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Tiny:
     files: Mapping[str, bytes]
     cached_and_full: Callable[[Any], tuple[np.ndarray, np.ndarray]] | None = None
     prompts: Callable[[Model, list[str], int, tuple[int, ...]], Any] | None = None
+    fast: float = 2e-2
 
     @property
     def parts(self) -> Family:

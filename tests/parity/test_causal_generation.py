@@ -1,4 +1,4 @@
-"""Greedy and beam search of the causal families against those of HF Transformers."""
+"""Greedy and beam search of the causal families and of T5 against those of HF Transformers."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ import pytest
 from conftest import golden_dirs
 from test_cpm1 import config_of, model_of
 from test_gpt1 import hf_model
+from test_t5 import golden as t5_golden
+from test_t5 import model_of as t5_model
 
 from mindplm.config import GenerateConfig, RuntimeConfig
 from mindplm.generate.compiled import CompiledNetwork
 from mindplm.generate.engine import Engine
+from mindplm.generate.pair_layout import PairLayout
 from mindplm.generate.policies import most_tokens, policy_maker
 from mindplm.generate.text_layout import TextLayout, TextPrompt
+from mindplm.models.t5.cell import writing_cells as t5_writing_cells
 from mindplm.nn.causal import writing_cells
 from mindplm.runtime import setup
 
@@ -58,19 +62,51 @@ def test_what_is_written_is_what_transformers_write(family, path):
         prompts = [TextPrompt(tuple(ids)) for ids in run["prompt"]]
         length = run.get("max_length") or run["args"]["max_length"]
         chosen = settings(run["args"], length - len(prompts[0]))
-        engine = Engine(network, layout, buckets=chosen.buckets, batch_size=3, fill=True)
-        written = dict(
-            engine.run(
-                prompts,
-                policy_maker(chosen, [0] * len(prompts)),
-                rows_per_prompt=chosen.beams,
-                max_new_tokens=most_tokens(chosen, prompts),
-            )
+        begins = [prompt.ids for prompt in prompts]
+        found = written_ids(network, layout, prompts, chosen, begins)
+        assert padded(found, length) == padded(run["sequences"], length), run["name"]
+
+
+def written_ids(network, layout, prompts, chosen: GenerateConfig, begins) -> list[list[int]]:
+    """What is written for the prompts, behind their beginnings; the best ones of each."""
+    engine = Engine(network, layout, buckets=chosen.buckets, batch_size=3, fill=True)
+    written = dict(
+        engine.run(
+            prompts,
+            policy_maker(chosen, [0] * len(prompts)),
+            rows_per_prompt=chosen.beams,
+            max_new_tokens=most_tokens(chosen, prompts),
         )
-        found = []
-        for i, prompt in enumerate(prompts):
-            for pairs in written[i].ranked[: chosen.num_best]:
-                ids = [*prompt.ids, *(token for token, _ in pairs)]
-                found.append(ids + [5] * (length - len(ids)))
-        wanted = [ids + [5] * (length - len(ids)) for ids in run["sequences"]]
-        assert found == wanted, run["name"]
+    )
+    return [
+        [*begin, *(token for token, _ in pairs)]
+        for i, begin in enumerate(begins)
+        for pairs in written[i].ranked[: chosen.num_best]
+    ]
+
+
+def padded(rows, length: int) -> list[list[int]]:
+    return [[*ids, *[5] * (length - len(ids))] for ids in rows]
+
+
+@pytest.mark.parametrize("path", golden_dirs("t5", "generate_*.json"), ids=lambda p: p.stem)
+def test_what_t5_writes_is_what_transformers_write(path):
+    setup(RuntimeConfig(device="cpu"))
+    tag = path.stem.split("_")[1]
+    model, config = t5_model(tag)
+    tokenizer = SimpleNamespace(
+        vocab_size=config.vocab_size, eos_id=1, unk_id=2, silent_ids=[], text_of=str
+    )
+    network = CompiledNetwork(*t5_writing_cells(model))
+    layout = PairLayout(tokenizer, config)
+    inputs = t5_golden(f"forward_{tag}.npz")
+    prompts = [
+        TextPrompt(tuple(ids[real.astype(bool)].tolist()))
+        for ids, real in zip(inputs["input_ids"], inputs["attention_mask"])
+    ]
+    for run in json.loads(path.read_text()):
+        length = run["args"]["max_length"]
+        chosen = settings(run["args"], length - 1)
+        found = written_ids(network, layout, prompts, chosen, [[0]] * len(prompts))
+        end = [[token for token in ids if token] for ids in run["sequences"]]
+        assert [[token for token in ids if token] for ids in found] == end, run["name"]

@@ -122,8 +122,14 @@ class T5(nn.Cell):
         self.decoder = Stack(later, config, bidirectional=False, dtype=dtype)
         self.scale = hidden**-0.5 if config.tied else 1.0
         if not config.tied:
-            self.head = Linear(hidden, config.vocab_size, std=1.0, dtype=dtype)
+            std = config.head_init_std
+            self.head = Linear(hidden, config.vocab_size, std=std, dtype=dtype)
         self.matmul = ops.MatMul(transpose_b=True)
+
+    @property
+    def blocks(self) -> list[Block]:
+        """Those of both stacks."""
+        return [*self.encoder.blocks, *self.decoder.blocks]
 
     def table(self):
         """Rows of the output classes."""
@@ -211,7 +217,6 @@ class T5Prefill(nn.Cell):
     def __init__(self, model: T5):
         super().__init__(auto_prefix=False)
         self.model = model
-        self.num_fixed = 2 * len(model.decoder.blocks)
 
     def construct(self, ids_bs, real_bs):
         model = self.model
@@ -237,7 +242,7 @@ class T5Step(nn.Cell):
     """One token of every row in, its scores and the grown caches out.
 
     construct takes ids int32 [B]; slot [1], its place behind the start token; real [B, S] of the
-    encoder; parents [B]; then the caches.
+    encoder, as long as the caches; parents [B]; then the caches.
     """
 
     def __init__(self, model: T5):

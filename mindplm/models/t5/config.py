@@ -50,6 +50,9 @@ class T5Config(Sizes):
     """Feed-forward with a gate and GELU, as in v1.1; otherwise with ReLU, as in v1.0."""
     tied: bool = True
     """The output matrix is the token table, as in v1.0; otherwise one of its own, as in v1.1."""
+    head_init_std: float = 1.0
+    """Standard deviation of a new output matrix that is not the table; about 0.05 lets small models
+    from nothing begin with a uniform guess."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -64,6 +67,7 @@ class T5Config(Sizes):
             f"model.num_buckets={self.num_buckets}",
         )
         positive(self, "eps")
+        at_least("model", self, head_init_std=0)
 
 
 def _v11(hidden: int, ffn: int, heads: int, layers: int, head_dim: int = 64) -> T5Config:
@@ -76,11 +80,15 @@ def _v10(hidden: int, ffn: int, heads: int, layers: int, head_dim: int = 64) -> 
 
 
 PRESETS: dict[str, T5Config] = {
-    "tiny": replace(_v11(128, 256, 4, 2, head_dim=32), vocab_size=0),
+    "tiny": replace(_v11(128, 256, 4, 2, head_dim=32), vocab_size=0, head_init_std=0.05),
     "small_v10": _v10(512, 2048, 8, 6),
     "base_v10": _v10(768, 3072, 12, 12),
     "small_v11": _v11(512, 1024, 6, 8),
     "base_v11": _v11(768, 2048, 12, 12),
+    "large_v11": _v11(1024, 2816, 16, 24),
+    "xl_v11": _v11(2048, 5120, 32, 24),
+    "large_v10": _v10(1024, 4096, 16, 24),
+    "3b": _v10(1024, 16384, 32, 24, head_dim=128),
     "11b": _v10(1024, 65536, 128, 24, head_dim=128),
     "xxl_v11": _v11(4096, 10240, 64, 24),
 }
@@ -208,8 +216,8 @@ def fitted(config: T5Config, arrays: Mapping[str, Any]) -> T5Config:
     own.
     """
     gated = any(name.endswith(".wi_0.weight") for name in arrays)
-    head = arrays.get("lm_head.weight")
-    tied = head is None or np.array_equal(np.asarray(head), np.asarray(arrays["shared.weight"]))
+    head, table = arrays.get("lm_head.weight"), arrays.get("shared.weight")
+    tied = head is None or np.array_equal(np.asarray(head), np.asarray(table))
     return replace(config, gated=gated, tied=tied)
 
 

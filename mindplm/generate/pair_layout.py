@@ -1,0 +1,93 @@
+"""Pairs for the engine: an encoder reads the text once, a decoder writes from its start mark on.
+
+The caches of a step are those of what was written and of what the encoder made of the text. Both
+are as long as the longest bucket of a call and its new tokens, so that prompts of all buckets share
+the graph of the step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mindplm.data.pair_text import source_ids, source_of
+from mindplm.errors import DataError
+from mindplm.generate.rows import Feed, Plan
+from mindplm.generate.text_layout import Answers, TextPrompt, check_answer, text_plan
+
+START_ID = 0
+"""What the decoder reads first."""
+_ANY_LENGTH = 1 << 30
+
+
+class PairLayout(Answers):
+    """See `mindplm.generate.layout.Layout`.
+
+    Args:
+        tokenizer: Of the model.
+        config: Settings of the model; positions are relative, so they set no limit.
+    """
+
+    def __init__(self, tokenizer: Any, config: Any):
+        super().__init__(tokenizer)
+
+    def prepare(
+        self, record: Mapping[str, Any], *, strict: bool, examples: Sequence[Mapping[str, Any]] = ()
+    ) -> TextPrompt:
+        """The ids of what is read, with the end mark."""
+        check_answer(record)
+        if examples:
+            raise DataError("this family reads one text, so it can be shown no examples")
+        read = source_ids(source_of(record), self._tokenizer, _ANY_LENGTH)
+        return TextPrompt(tuple(read.ids))
+
+    def check(self, prompt: TextPrompt, max_new_tokens: int) -> None:
+        """Positions are relative: every length will do."""
+
+    def cache_len(self, bucket: int, new_tokens: int) -> int:
+        """Room for either kind of cache."""
+        return bucket + new_tokens
+
+    def room(self, prompts: Sequence[TextPrompt]) -> None:
+        """Nothing more."""
+
+    def batch(self, prompts: Sequence[TextPrompt], bucket: int, room: None) -> PairBatch:
+        """Lays prompts side by side, padded on the right."""
+        return PairBatch(prompts, self._tokenizer, bucket)
+
+
+class PairBatch:
+    """See `mindplm.generate.layout.Batch`; the columns are ids and real."""
+
+    first_slot = 1
+
+    def __init__(self, prompts: Sequence[TextPrompt], tokenizer: Any, bucket: int):
+        self._tokenizer = tokenizer
+        ids, real = self.columns = [np.zeros((len(prompts), bucket), np.int32) for _ in range(2)]
+        for i, prompt in enumerate(prompts):
+            ids[i, : len(prompt)] = prompt.ids
+            real[i, : len(prompt)] = 1
+        self.tables: list[dict[int, str]] = [{} for _ in prompts]
+
+    def plan(self, num: int) -> Plan:
+        """The plan of the first `num` prompts."""
+        return text_plan(self._tokenizer, begins=[START_ID] * num)
+
+    def steps(self, rows: np.ndarray, cache_len: int) -> PairSteps:
+        """The columns of the steps."""
+        return PairSteps(self.columns[1][rows], cache_len)
+
+
+class PairSteps:
+    """The token and its place change; what is padding of the text does not."""
+
+    def __init__(self, real: np.ndarray, cache_len: int):
+        filled = np.zeros((len(real), cache_len), np.int32)
+        filled[:, : real.shape[1]] = real
+        self.fixed = [filled]
+
+    def columns(self, feed: Feed, parents: np.ndarray, slot: int) -> list[np.ndarray]:
+        """ids, slot."""
+        return [feed.ids, np.array([slot], np.int32)]

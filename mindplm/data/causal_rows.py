@@ -242,5 +242,5 @@ ROWS = RowKind(
     packer=CausalPacker,
     row=token_rows.row,
     collate=collate,
-    numbers=lambda shape: 4 * shape.seq_len,
+    numbers=token_rows.numbers,
 )

@@ -216,6 +216,6 @@ ROWS = RowKind(
     packer=OneEach,
     row=token_rows.row,
     collate=collate,
-    numbers=lambda shape: 4 * shape.seq_len,
+    numbers=token_rows.numbers,
     draws=True,
 )

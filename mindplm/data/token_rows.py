@@ -136,6 +136,11 @@ def row(arrays: Mapping[str, np.ndarray]) -> TokenRow:
     return TokenRow(tokens, lengths, arrays["task_ids"])
 
 
+def numbers(shape: RowShape) -> int:
+    """Most int32 numbers of a stored row."""
+    return 4 * shape.seq_len
+
+
 def empty(num_rows: int, shape: RowShape, names: Sequence[str]) -> dict[str, np.ndarray]:
     """Columns of empty rows: the named ones [B, S], then target_pos and targets [B, T]."""
     columns = {name: np.zeros((num_rows, shape.seq_len), np.int32) for name in names}

@@ -8,7 +8,8 @@ the graph of the step.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, Callable
 
 import numpy as np
 
@@ -17,8 +18,6 @@ from mindplm.errors import DataError
 from mindplm.generate.rows import Feed, Plan
 from mindplm.generate.text_layout import Answers, TextPrompt, check_answer, text_plan
 
-START_ID = 0
-"""What the decoder reads first."""
 _ANY_LENGTH = 1 << 30
 
 
@@ -26,25 +25,37 @@ class PairLayout(Answers):
     """See `mindplm.generate.layout.Layout`.
 
     Args:
-        tokenizer: Of the model.
-        config: Settings of the model; positions are relative, so they set no limit.
+        tokenizer: Has what `text_plan` and `Answers` need.
+        read: Ids of what is read of a record.
+        start_id: What the decoder reads first.
+        max_len: Most tokens of either side; 0: any number.
     """
 
-    def __init__(self, tokenizer: Any, config: Any):
+    def __init__(
+        self,
+        tokenizer: Any,
+        read: Callable[[Mapping[str, Any]], list[int]],
+        *,
+        start_id: int = 0,
+        max_len: int = 0,
+    ):
         super().__init__(tokenizer)
+        self._read, self._start_id, self._max_len = read, start_id, max_len
 
     def prepare(
         self, record: Mapping[str, Any], *, strict: bool, examples: Sequence[Mapping[str, Any]] = ()
     ) -> TextPrompt:
-        """The ids of what is read, with the end mark."""
+        """The ids of what is read."""
         check_answer(record)
         if examples:
             raise DataError("this family reads one text, so it can be shown no examples")
-        read = source_ids(source_of(record), self._tokenizer, _ANY_LENGTH)
-        return TextPrompt(tuple(read.ids))
+        return TextPrompt(tuple(self._read(record)))
 
     def check(self, prompt: TextPrompt, max_new_tokens: int) -> None:
-        """Positions are relative: every length will do."""
+        """Positions of both sides end with those of the model, if it has any."""
+        for what, count in (("the prompt has", len(prompt)), ("written may be", max_new_tokens)):
+            if count > self._max_len > 0:
+                raise DataError(f"{what} {count} tokens, but model.max_len is {self._max_len}")
 
     def cache_len(self, bucket: int, new_tokens: int) -> int:
         """Room for either kind of cache."""
@@ -55,7 +66,7 @@ class PairLayout(Answers):
 
     def batch(self, prompts: Sequence[TextPrompt], bucket: int, room: None) -> PairBatch:
         """Lays prompts side by side, padded on the right."""
-        return PairBatch(prompts, self._tokenizer, bucket)
+        return PairBatch(prompts, self._tokenizer, bucket, self._start_id)
 
 
 class PairBatch:
@@ -63,8 +74,8 @@ class PairBatch:
 
     first_slot = 1
 
-    def __init__(self, prompts: Sequence[TextPrompt], tokenizer: Any, bucket: int):
-        self._tokenizer = tokenizer
+    def __init__(self, prompts: Sequence[TextPrompt], tokenizer: Any, bucket: int, start_id: int):
+        self._tokenizer, self._start_id = tokenizer, start_id
         ids, real = self.columns = [np.zeros((len(prompts), bucket), np.int32) for _ in range(2)]
         for i, prompt in enumerate(prompts):
             ids[i, : len(prompt)] = prompt.ids
@@ -73,7 +84,7 @@ class PairBatch:
 
     def plan(self, num: int) -> Plan:
         """The plan of the first `num` prompts."""
-        return text_plan(self._tokenizer, begins=[START_ID] * num)
+        return text_plan(self._tokenizer, begins=[self._start_id] * num)
 
     def steps(self, rows: np.ndarray, cache_len: int) -> PairSteps:
         """The columns of the steps."""
@@ -91,3 +102,13 @@ class PairSteps:
     def columns(self, feed: Feed, parents: np.ndarray, slot: int) -> list[np.ndarray]:
         """ids, slot."""
         return [feed.ids, np.array([slot], np.int32)]
+
+
+def read_ids(tokenizer: Any, record: Mapping[str, Any]) -> list[int]:
+    """T5's ids of what is read of a record, with the end mark."""
+    return source_ids(source_of(record), tokenizer, _ANY_LENGTH).ids
+
+
+def t5_layout(tokenizer: Any, config: Any) -> PairLayout:
+    """T5's layout; positions are relative, so they set no limit."""
+    return PairLayout(tokenizer, partial(read_ids, tokenizer))

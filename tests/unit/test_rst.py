@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections import Counter
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from mindplm.data.pair_text import Source, options_text, source_ids, source_of, 
 from mindplm.data.rst_cases import CASES
 from mindplm.data.sources import SourceReader
 from mindplm.errors import ConfigError, DataError
-from mindplm.families import load_config
+from mindplm.families import FAMILIES, load_config
 from mindplm.tokenizers.sentencepieces import T5Tokenizer
 
 TOKENIZER = T5Tokenizer.from_file(assets.path("pieces_t5.model"))
@@ -227,6 +228,12 @@ def test_rows_hold_pairs_and_texts_whose_runs_are_drawn_anew():
     both = [*first["ids"][2], *first["targets"][2]]
     kept = [i for i in both if i > 2 and i < TOKENIZER.pieces.size]
     assert sorted(kept) == sorted(rows[2].tokens[0].tolist())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_rows_are_can_be_handed_to_other_processes(name):
+    kind = FAMILIES[name].part("rows")
+    assert pickle.loads(pickle.dumps(kind)) == kind
 
 
 def test_settings_that_cannot_hold_a_target_are_refused():

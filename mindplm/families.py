@@ -246,6 +246,7 @@ FAMILIES: dict[str, Family] = {
         layout_ref="mindplm.generate.pair_layout:t5_layout",
         decode_ref="mindplm.models.t5.cell:writing_cells",
         vocab_files=("spiece.model", "sentencepiece.model"),
+        vocab_build_ref="mindplm.tokenizers.pieces_vocab:build_t5",
         vocab="pieces_t5.model",
         vocab_size_ref="mindplm.tokenizers.sentencepieces:num_t5_rows",
     ),

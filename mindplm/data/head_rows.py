@@ -198,7 +198,7 @@ def _kind(form: str, settings: Any, collate: Any) -> RowKind:
         packer=token_rows.OneEach,
         row=token_rows.row,
         collate=collate,
-        numbers=lambda shape: 4 * shape.seq_len,
+        numbers=token_rows.numbers,
     )
 
 

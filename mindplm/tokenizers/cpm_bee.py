@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from bisect import bisect_right, insort
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +29,7 @@ RENAMED = {"</n>": "\n", "</_>": " "}
 _TAG = re.compile(r"<[^<][^<>]*>")
 
 
-_REBUILT = ("_matcher", "_unknown")
+_REBUILT = ("_matcher", "_unknown", "_ordinary", "_hidden")
 """What each process makes for itself."""
 
 
@@ -104,15 +104,11 @@ class CpmBeeTokenizer:
 
     def size(self, text: str) -> int:
         """Tokens of a plain text."""
-        return len(self.starts(text))
+        return len(self._pieces(text)[0])
 
     def starts(self, text: str) -> list[int]:
         """Where each token of a plain text begins."""
-        found = self._find(text) if text else []
-        starts = [left for _, left, _ in found]
-        for _, left, _ in reversed(self._unknown_runs(text, found)):
-            insort(starts, left)
-        return starts
+        return list(accumulate(map(len, self._pieces(text)[0]), initial=0))[:-1]
 
     def num_characters(self, text: str) -> int:
         """Characters of a text with tags, a tag as one."""
@@ -137,20 +133,29 @@ class CpmBeeTokenizer:
         return "".join(f"{line}\n" for line in self.lines).encode("utf-8")
 
     @cached_property
-    def _matcher(self) -> tuple[ahocorasick_rs.AhoCorasick, list[int]]:
-        """The automaton over the ordinary entries, and the id of each of its patterns."""
-        ids = [i for i, t in enumerate(self.id_to_token) if t not in self.special_tokens]
-        automaton = ahocorasick_rs.AhoCorasick(
-            [self.id_to_token[i] for i in ids],
+    def _ordinary(self) -> dict[str, int]:
+        """Ids of the entries that plain text is cut into."""
+        return {t: i for t, i in self.token_to_id.items() if t not in self.special_tokens}
+
+    @cached_property
+    def _matcher(self) -> ahocorasick_rs.AhoCorasick:
+        """The automaton over these entries; asked for texts, which is faster than for places."""
+        return ahocorasick_rs.AhoCorasick(
+            list(self._ordinary),
             matchkind=ahocorasick_rs.MatchKind.LeftmostLongest,
+            store_patterns=True,
         )
-        return automaton, ids
 
     @cached_property
     def _unknown(self) -> re.Pattern[str]:
-        """Characters without an entry; a text without them is cut into entries only."""
+        """Runs of characters without an entry; a text without them is cut into entries only."""
         known = sorted(token for token in self.token_to_id if len(token) == 1)
-        return re.compile(f"[^{re.escape(''.join(known))}]")
+        return re.compile(f"([^{re.escape(''.join(known))}]+)")
+
+    @cached_property
+    def _hidden(self) -> set[str]:
+        """Those of them that longer entries have."""
+        return {char for char in set("".join(self._ordinary)) if char not in self._ordinary}
 
     def __getstate__(self) -> dict[str, Any]:
         # The automaton cannot be pickled; each process builds its own when it first needs it.
@@ -168,14 +173,10 @@ class CpmBeeTokenizer:
             if is_tag:
                 tokens.append(Token(part, start, False, True))
             else:
-                end = 0
-                for _, left, right in self._find(part):
-                    if left > end:
-                        tokens.append(Token(part[end:left], start + end, True, False))
-                    tokens.append(Token(part[left:right], start + left, False, False))
-                    end = right
-                if end < len(part):
-                    tokens.append(Token(part[end:], start + end, True, False))
+                at = start
+                for piece in self._pieces(part)[0]:
+                    tokens.append(Token(piece, at, piece not in self._ordinary, False))
+                    at += len(piece)
             start += len(part)
         return tokens
 
@@ -198,50 +199,49 @@ class CpmBeeTokenizer:
         """
         table = dict(table) if table else {}
         ids: list[int] = []
-        pattern_ids = self._matcher[1]
         fake_ids: dict[str, int] | None = None
         for part, is_tag in _split(text):
             if is_tag:
-                known = self.token_to_id.get(part)
-                runs = [] if known is not None else [(0, part)]
-                own = [known] if known is not None else []
+                pieces, id_of = [part], self.token_to_id
+                unknown = part not in id_of
             else:
-                found = self._find(part)
-                own = [pattern_ids[pattern] for pattern, _, _ in found]
-                runs = [
-                    (place, escape(part[left:right]))
-                    for place, left, right in self._unknown_runs(part, found)
-                ]
-            if runs:
-                if fake_ids is None:
-                    fake_ids = {word: i for i, word in table.items()}
-                for _, word in runs:
-                    if word not in fake_ids:
-                        fake_ids[word] = self.vocab_size + len(fake_ids)
-                        table[fake_ids[word]] = word
-                for place, word in reversed(runs):
-                    own.insert(place, fake_ids[word])
-            ids += own
+                (pieces, unknown), id_of = self._pieces(part), self._ordinary
+            if not unknown:
+                ids += map(id_of.__getitem__, pieces)
+                continue
+            if fake_ids is None:
+                fake_ids = {word: i for i, word in table.items()}
+            own = list(map(id_of.get, pieces))
+            for place in [i for i, known in enumerate(own) if known is None]:
+                word = part if is_tag else escape(pieces[place])
+                if word not in fake_ids:
+                    fake_ids[word] = self.vocab_size + len(fake_ids)
+                    table[fake_ids[word]] = word
+                own[place] = fake_ids[word]
+            ids += own  # type: ignore[arg-type]
         return ids, table
 
-    def _unknown_runs(
-        self, part: str, found: Sequence[tuple[int, int, int]]
-    ) -> list[tuple[int, int, int]]:
-        """Runs of characters that no entry covers: how many entries stand before; start, end."""
-        runs: list[tuple[int, int, int]] = []
-        lefts: list[int] | None = None
-        for match in self._unknown.finditer(part):  # characters without an entry of their own
-            at = match.start()
-            if lefts is None:
-                lefts = [left for _, left, _ in found]
-            place = bisect_right(lefts, at)
-            if place and found[place - 1][2] > at:
-                continue  # inside a longer entry
-            if runs and runs[-1][0] == place and runs[-1][2] == at:
-                runs[-1] = (place, runs[-1][1], at + 1)
-            else:
-                runs.append((place, at, at + 1))
-        return runs
+    def _pieces(self, part: str) -> tuple[list[str], bool]:
+        """Entries and runs of unknown characters, in turn; whether there is such a run."""
+        find = self._matcher.find_matches_as_strings
+        runs = self._unknown.split(part)
+        if len(runs) == 1:
+            return find(part), False
+        unknown = "".join(runs[1::2])
+        try:
+            unknown.encode()
+        except UnicodeEncodeError as error:
+            place = part.index(unknown[error.start])
+            raise DataError(
+                f"half a surrogate pair, U+{ord(part[place]):04X}, in "
+                f"{_around(part, place)}; expected text that UTF-8 can hold"
+            ) from None
+        if not self._hidden.isdisjoint(unknown):
+            return _with_gaps(find(part), part)
+        pieces: list[str] = []
+        for number, run in enumerate(runs):  # known and unknown characters in turn
+            pieces += [run] if number % 2 else find(run)
+        return pieces, True
 
     def decode(self, ids: Iterable[int], table: Mapping[int, str] | None = None) -> str:
         """Turns ids into a text that `encode` accepts (a literal `<` comes out as `<<`).
@@ -277,15 +277,20 @@ class CpmBeeTokenizer:
         for name, content in self.files().items():
             (Path(folder) / name).write_bytes(content)
 
-    def _find(self, part: str) -> Sequence[tuple[int, int, int]]:
-        """The known pieces of a text without tags: (pattern, start, end), from left to right."""
-        try:
-            return self._matcher[0].find_matches_as_indexes(part)
-        except UnicodeEncodeError as error:
-            raise DataError(
-                f"half a surrogate pair, U+{ord(part[error.start]):04X}, in "
-                f"{_around(part, error.start)}; expected text that UTF-8 can hold"
-            ) from None
+
+def _with_gaps(entries: list[str], text: str) -> tuple[list[str], bool]:
+    """The entries of a text with what stands between them; whether there is something."""
+    pieces: list[str] = []
+    end = 0
+    for entry in entries:
+        start = text.find(entry, end)  # it stands nowhere before: it would have been found
+        if start > end:
+            pieces.append(text[end:start])
+        pieces.append(entry)
+        end = start + len(entry)
+    if end < len(text):
+        pieces.append(text[end:])
+    return pieces, len(pieces) > len(entries)
 
 
 def _check(lines: list[str], token_to_id: dict[str, int], source: str) -> None:

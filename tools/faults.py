@@ -43,7 +43,7 @@ from mindplm.files import read_manifest
 from mindplm.train.metrics import FILE, read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
-KINDS = ("kill", "damage", "full", "stop")
+KINDS = ("damage", "full", "kill", "stop")
 BAD_LINES = (
     b'{"text": "',
     b'{"input": "no answer"}',
@@ -80,7 +80,7 @@ class Plan:
             start = ["bash", str(ROOT / "scripts" / "pretrain_cpm_bee.sh")]
         sources = {"train": f"{name}.jsonl", "valid": "valid.jsonl"}
         settings = [
-            f"data.{split}=[{{path: {self.folder / path}, tasks: {{lm: 1, write: 1, infill: 1}}}}]"
+            f"data.{split}=[{{path: {self.folder / path}, name: texts}}]"
             for split, path in sources.items()
         ]
         settings += [

@@ -35,6 +35,7 @@ class _MakePiece:
 
     def __init__(self, tokenizer: WordPieceTokenizer, seq_len: int):
         self._tokenizer, self._seq_len = tokenizer, seq_len
+        self._marks = _marks(tokenizer)
 
     def __call__(self, text: str, task: str, rng: np.random.Generator) -> Piece:
         tokenizer = self._tokenizer
@@ -44,7 +45,7 @@ class _MakePiece:
         if not sentences:
             raise RecordError("no text that the tokenizer sees", reason="empty text")
         size = sum(map(len, sentences))
-        need = len(row_of(sentences, _marks(tokenizer), 3 * size + 3))
+        need = len(row_of(sentences, self._marks, 3 * size + 3))
         if need > self._seq_len:
             message = f"sentences of {need} tokens, seq_len is {self._seq_len}"
             raise RecordError(message, reason="too long", too_big=True)

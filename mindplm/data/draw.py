@@ -287,7 +287,7 @@ def split_text(
     """
     if len(text) <= room:  # a token has at least one character
         return [text]
-    atoms = list(_atoms(text, tokenizer, room))
+    atoms = _atoms(text, tokenizer, room)
     total = sum(size for _, size in atoms)
     if total <= room:
         return [text]
@@ -312,34 +312,31 @@ def halve(text: str, tokenizer: Cutter) -> list[str]:
     return pieces if len(pieces) > 1 else [text[: len(text) // 2], text[len(text) // 2 :]]
 
 
-def _atoms(text: str, tokenizer: Cutter, room: int) -> Iterator[tuple[str, int]]:
+def _atoms(text: str, tokenizer: Cutter, room: int) -> list[tuple[str, int]]:
     """The smallest pieces that are kept together, and about how many tokens they have."""
+    ends = [match.end() for match in _END.finditer(text)]
+    ends.append(len(text))
+    atoms: list[tuple[str, int]] = []
     begin = 0
-    sizes = _sizes(text, [*(m.end() for m in _END.finditer(text)), len(text)], tokenizer)
-    for end, size in sizes:
-        atom = text[begin:end]
-        begin = end
+    for end, size in zip(ends, _sizes(text, ends, tokenizer)):
         if size > room:
-            yield from tokenizer.parts(atom, room)
-        elif atom:
-            yield atom, size
+            atoms += tokenizer.parts(text[begin:end], room)
+        elif end > begin:
+            atoms.append((text[begin:end], size))
+        begin = end
+    return atoms
 
 
-def _sizes(text: str, ends: Sequence[int], tokenizer: Cutter) -> Iterator[tuple[int, int]]:
-    """The ends of parts of a text, and their tokens; of a long text estimated from samples."""
-    ratio = 0.0
+def _sizes(text: str, ends: Sequence[int], tokenizer: Cutter) -> list[int]:
+    """Tokens of the parts of a text that end so; of a long text estimated from samples."""
+    begins = [0, *ends[:-1]]
     if len(text) > _COUNTED:
         width = _COUNTED // 4
         samples = [text[at : at + width] for at in (0, len(text) // 2, len(text) - width)]
         ratio = _CAUTION * sum(map(tokenizer.size, samples)) / sum(map(len, samples))
-    elif hasattr(tokenizer, "starts"):  # then the text need not be cut to be counted
+        return [ceil((end - begin) * ratio) for begin, end in zip(begins, ends)]
+    if hasattr(tokenizer, "starts"):  # then the text need not be cut to be counted
         starts = tokenizer.starts(text)
-        last = 0
-        for end in ends:
-            first, last = last, bisect_left(starts, end, last)
-            yield end, last - first
-        return
-    begin = 0
-    for end in ends:
-        yield end, ceil((end - begin) * ratio) if ratio else tokenizer.size(text[begin:end])
-        begin = end
+        places = [bisect_left(starts, end) for end in ends]
+        return [last - first for first, last in zip([0, *places], places)]
+    return [tokenizer.size(text[begin:end]) for begin, end in zip(begins, ends)]

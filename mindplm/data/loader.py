@@ -12,14 +12,13 @@ import itertools
 import queue
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from mindplm.data.kinds import Draws
+from mindplm.data.kinds import Draws, RowKind
 from mindplm.data.packing import IGNORE, RowShape, merge_pairs
 from mindplm.data.records import RowFolder, open_folder
 from mindplm.errors import ConfigError, DataError
@@ -52,6 +51,30 @@ class Share(NamedTuple):
     def part(self) -> slice:
         """The rank's rows among those of a batch."""
         return slice(self.rank * self.size, (self.rank + 1) * self.size)
+
+    def made(self, kind: RowKind) -> slice:
+        """The rows of a batch that the rank reads: all where it must make the whole batch."""
+        return slice(None) if kind.draws else self.part
+
+    def batch(
+        self,
+        kind: RowKind,
+        rows: Sequence[Any],
+        info: Info,
+        *,
+        shape: RowShape,
+        marks: Any,
+        draws: Draws,
+    ) -> Batch:
+        """The rank's batch of the rows that it read; completes what is known of it."""
+        num_rows = self.size * (self.world if kind.draws else 1)
+        columns = kind.collate(rows, num_rows=num_rows, shape=shape, marks=marks, draws=draws)
+        if kind.draws:
+            info["targets"] = int((columns["targets"] != IGNORE).sum())
+            columns = {name: array[self.part] for name, array in columns.items()}
+            rows = rows[self.part]
+        info["tasks"] = [row.task_ids.tolist() for row in rows]
+        return columns, info
 
 
 class RowStream:
@@ -126,12 +149,7 @@ class RowStream:
     def __enter__(self) -> RowStream:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def _made(self) -> Iterator[Batch]:
@@ -252,8 +270,7 @@ def _batches(
     each time every rank makes the whole global batch, so that it knows the number of targets.
     """
     kind = folder.kind
-    made = slice(None) if kind.draws else share.part
-    num_rows = share.size * (share.world if kind.draws else 1)
+    made = share.made(kind)
     while True:
         ahead: deque[_Step] = deque()
         wanted = 0
@@ -275,15 +292,7 @@ def _batches(
                 seed,
                 list(zip(epochs.tolist(), wanted_rows.tolist())),
             )
-            columns = kind.collate(
-                rows, num_rows=num_rows, shape=shape, marks=folder.marks, draws=draws
-            )
-            if kind.draws:
-                step.info["targets"] = int((columns["targets"] != IGNORE).sum())
-                columns = {name: array[share.part] for name, array in columns.items()}
-                rows = rows[share.part]
-            step.info["tasks"] = [row.task_ids.tolist() for row in rows]
-            yield columns, step.info
+            yield share.batch(kind, rows, step.info, shape=shape, marks=folder.marks, draws=draws)
 
 
 def _opened(folder: str | Path | RowFolder, verify: bool) -> RowFolder:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -58,12 +59,18 @@ def _settings(config: RunConfig, split: str) -> RowSettings:
     return RowSettings(shape, data.repeat if split == "train" else 1, config.runtime.seed)
 
 
+@lru_cache(maxsize=4)
+def _usual(vocab_size: int, special_ids: tuple[int, ...]) -> np.ndarray:
+    """Ids that a masked one may be replaced by; the same for every batch."""
+    return np.setdiff1d(np.arange(vocab_size, dtype=np.int32), special_ids)
+
+
 def collate(
     rows: Sequence[TokenRow], *, num_rows: int, shape: RowShape, marks: Any, draws: Draws
 ) -> dict[str, np.ndarray]:
     """Rows to COLUMNS, with masks from the stream of each row."""
     columns = token_rows.empty(num_rows, shape, COLUMNS[:4])
-    usual = np.setdiff1d(np.arange(marks.vocab_size, dtype=np.int32), marks.special_ids)
+    usual = _usual(marks.vocab_size, tuple(marks.special_ids))
     for place, row in enumerate(rows):
         rng = draws.generator(place)
         ids, groups = row.tokens

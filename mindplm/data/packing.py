@@ -143,30 +143,30 @@ class OpenRow:
 
     def __init__(self) -> None:
         self.instances: list[Any] = []
-        self.length = 0
-        self.used = RowShape(0, 0, 0, 0)
-        self.subs: dict[int, int] = {}
+        self.length = self.num_rel = self.num_targets = 0
+        self.subs: Mapping[int, int] = {}
 
-    def with_instance(self, instance: Packable) -> RowShape:
-        """The room that the row would take."""
-        return RowShape(
-            self.used.seq_len + len(instance),
-            self.used.max_rel + len(instance.segment_rel),
-            sum(self._merged(instance).values()),
-            self.used.max_targets + instance.num_targets,
-        )
+    def fits(self, instance: Packable, limits: RowShape) -> bool:
+        """Whether an instance whose tokens have room has it in every other respect."""
+        if self.num_rel + len(instance.segment_rel) > limits.max_rel:
+            return False
+        if self.num_targets + instance.num_targets > limits.max_targets:
+            return False
+        # The subs of one base start at 1 without gaps, so the largest is their number.
+        subs = instance.largest_subs
+        return not subs or sum(_largest(self.subs, subs).values()) <= limits.max_ext
 
     def add(self, instance: Packable) -> None:
-        self.used = self.with_instance(instance)
-        self.length = self.used.seq_len
-        self.subs = self._merged(instance)
+        """Takes an instance."""
+        self.length += len(instance)
+        self.num_rel += len(instance.segment_rel)
+        self.num_targets += instance.num_targets
+        if instance.largest_subs:
+            self.subs = _largest(self.subs, instance.largest_subs)
         self.instances.append(instance)
 
-    def _merged(self, instance: Packable) -> dict[int, int]:
-        # The subs of one base start at 1 without gaps, so the largest is their number.
-        return _largest(self.subs, instance.largest_subs)
-
     def close(self) -> Row:
+        """The row."""
         tokens = np.concatenate([i.tokens for i in self.instances], axis=1)
         lengths = [len(i) for i in self.instances]
         starts = np.cumsum([0] + [len(i.segment_rel) for i in self.instances[:-1]])
@@ -210,7 +210,7 @@ class Packer:
         best, most = None, 0
         room = self.shape.seq_len - len(instance)
         for row in self._open:
-            if most < row.length <= room and self._fits(row, instance):
+            if most < row.length <= room and row.fits(instance, self._limits):
                 best, most = row, row.length
         if best is None:
             best = self._new()
@@ -225,9 +225,6 @@ class Packer:
         """Closes the rows that are open."""
         closed, self._open = self._open, []
         return [row.close() for row in closed]
-
-    def _fits(self, row: OpenRow, instance: Packable) -> bool:
-        return all(n <= limit for n, limit in zip(row.with_instance(instance), self._limits))
 
 
 _TOO_BIG = {

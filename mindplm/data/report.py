@@ -6,12 +6,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from mindplm.data.documents import Problem
 
 EXAMPLES = 5
 _ORDER = ("documents", "characters", "draws", "duplicates", "pieces", "instances", "rows",
           "tokens", "targets", "target_characters")  # fmt: skip
 _BOUNDS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
+_LENGTHS = (*(f"<= {bound}" for bound in _BOUNDS), f"> {_BOUNDS[-1]}")
 
 
 class Report:
@@ -55,10 +58,10 @@ class Report:
         self.counts.update(numbers)
         self.sources[source].update(numbers)
 
-    def length(self, tokens: int) -> None:
-        """Counts an instance by its length."""
-        bound = next((b for b in _BOUNDS if tokens <= b), None)
-        self.lengths[f"<= {bound}" if bound else f"> {_BOUNDS[-1]}"] += 1
+    def add_lengths(self, tokens: np.ndarray) -> None:
+        """Counts instances by their lengths."""
+        counts = np.bincount(np.searchsorted(_BOUNDS, tokens), minlength=len(_LENGTHS))
+        self.lengths.update(dict(zip(_LENGTHS, counts.tolist())))
 
     def merge(self, other: Report) -> None:
         """Adds the counts of another report; not its problems and subs."""
@@ -79,7 +82,6 @@ class Report:
         counts = self.counts
         room = counts["rows"] * self.seq_len
         invalid = {r: self.invalid[r] for r in sorted(self.invalid)}
-        order = [f"<= {bound}" for bound in _BOUNDS] + [f"> {_BOUNDS[-1]}"]
         return {
             **{name: counts[name] for name in _ORDER},
             "fill": round(counts["tokens"] / room, 4) if room else 0.0,
@@ -87,7 +89,7 @@ class Report:
             "num_invalid": sum(entry["count"] for entry in invalid.values()),
             "invalid": invalid,
             "notes": {name: self.notes[name] for name in sorted(self.notes) if self.notes[name]},
-            "lengths": {name: self.lengths[name] for name in order if self.lengths[name]},
+            "lengths": {name: self.lengths[name] for name in _LENGTHS if self.lengths[name]},
             "tasks": {name: self.tasks[name] for name in sorted(self.tasks)},
             "sources": {name: dict(counter) for name, counter in self.sources.items()},
             "seconds": round(self.seconds, 2),

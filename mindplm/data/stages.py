@@ -31,6 +31,7 @@ from mindplm.data.tasks import generator
 from mindplm.errors import DataError
 
 _OPEN_ROWS = 128
+_COUNTED = ("pieces", "instances", "tokens", "targets", "target_characters")
 
 
 @dataclass
@@ -249,10 +250,16 @@ class BucketStage:
         entries = self._different(entries, report)
         packer = self._kind.packer(_OPEN_ROWS, self._settings.shape)
         rows: list[Any] = []
-        for place in rng.permutation(len(entries)):
-            instance = entries[place].instance()
-            self._count(entries[place], instance, report)
+        made: list[tuple[int, ...]] = []
+        for place in rng.permutation(len(entries)).tolist():
+            entry = entries[place]
+            instance = entry.instance()
+            made.append(
+                (entry.source, instance.task, not entry.is_record, 1, len(instance),
+                 instance.num_targets, instance.num_chars)
+            )  # fmt: skip
             rows += packer.add(instance)
+        self._count(np.array(made, np.int64).reshape(-1, 2 + len(_COUNTED)), report)
         rows += packer.flush()
         for row in rows:
             row.task_ids = self._places[row.task_ids]
@@ -275,14 +282,12 @@ class BucketStage:
             report.count(self._names[source], {"duplicates": 1})
         return kept
 
-    def _count(self, entry: Entry, instance: Any, report: Report) -> None:
-        numbers = {
-            "pieces": int(not entry.is_record),
-            "instances": 1,
-            "tokens": len(instance),
-            "targets": instance.num_targets,
-            "target_characters": instance.num_chars,
-        }
-        report.count(self._names[entry.source], numbers)
-        report.tasks[self._labels[instance.task]] += 1
-        report.length(len(instance))
+    def _count(self, made: np.ndarray, report: Report) -> None:
+        """Counts instances: rows of source, task and _COUNTED."""
+        for source in np.unique(made[:, 0]).tolist():
+            sums = made[made[:, 0] == source, 2:].sum(axis=0).tolist()
+            report.count(self._names[source], dict(zip(_COUNTED, sums)))
+        for task, count in enumerate(np.bincount(made[:, 1]).tolist()):
+            if count:
+                report.tasks[self._labels[task]] += count
+        report.add_lengths(made[:, 2 + _COUNTED.index("tokens")])

@@ -18,7 +18,7 @@ import numpy as np
 
 from mindplm.data.kinds import Draws, RowKind
 from mindplm.data.loader import Batch, Info, RowStream, Share, check_batch
-from mindplm.data.packing import IGNORE, RowShape, merge_pairs
+from mindplm.data.packing import RowShape, merge_pairs
 from mindplm.data.records import RowFolder, open_folder
 from mindplm.data.segments import (
     LOCK,
@@ -237,18 +237,14 @@ class StreamedRows(RowStream):
         for name, column in (("tokens", "length"), ("targets", "num_targets"),
                              ("chars", "num_chars")):  # fmt: skip
             info[name] = sum(int(getattr(one.folder.index, column)[one.place]) for one in group)
-        made = group if kind.draws else group[share.part]
+        made = group[share.made(kind)]
         ext = merge_pairs([one.folder.index.pairs(one.place) for one in group])
-        columns = kind.collate(
+        draws = Draws(ext, self._seed, [(0, one.number) for one in made])
+        return share.batch(
+            kind,
             [one.row for one in made],
-            num_rows=len(made),
+            info,
             shape=self.rows.shape,
             marks=made[0].folder.marks,
-            draws=Draws(ext, self._seed, [(0, one.number) for one in made]),
+            draws=draws,
         )
-        if kind.draws:
-            info["targets"] = int((columns["targets"] != IGNORE).sum())
-            columns = {name: array[share.part] for name, array in columns.items()}
-            made = made[share.part]
-        info["tasks"] = [one.row.task_ids.tolist() for one in made]
-        return columns, info

@@ -153,8 +153,10 @@ def make_record(
 def language_of(text: str) -> str:
     """zh if at least a tenth of the beginning is Chinese characters, else en."""
     beginning = text[:1000]
+    if beginning.isascii() and beginning:
+        return "en"
     units = np.frombuffer(beginning.encode("utf-16-le", "surrogatepass"), np.uint16)
-    count = np.count_nonzero((units >= 0x3400) & (units <= 0x9FFF))
+    count = np.count_nonzero(units - np.uint16(0x3400) <= 0x9FFF - 0x3400)  # below, it wraps
     return "zh" if 10 * count >= len(beginning) else "en"
 
 

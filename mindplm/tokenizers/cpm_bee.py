@@ -197,6 +197,10 @@ class CpmBeeTokenizer:
         Raises:
             DataError: A tag is not closed, or another opens inside it.
         """
+        if not table and "<" not in text:  # most texts
+            pieces, unknown = self._pieces(text)
+            if not unknown:
+                return list(map(self._ordinary.__getitem__, pieces)), {}
         table = dict(table) if table else {}
         ids: list[int] = []
         fake_ids: dict[str, int] | None = None

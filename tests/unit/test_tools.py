@@ -117,3 +117,23 @@ def test_the_baseline_of_preprocessing_gives_what_the_library_gives(tmp_path) ->
                 np.testing.assert_array_equal(batch[name], wanted[name], err_msg=name)
             compared += 1
     assert compared > 3
+
+
+def test_a_run_under_faults_ends_as_an_undisturbed_one():
+    """A damaged checkpoint after SIGKILL, a full disk, lines that cannot be used."""
+    small = [
+        *("model.hidden_size=32", "model.num_heads=2", "model.head_dim=16", "model.ffn_size=48"),
+        *("data.seq_len=64", "data.max_targets=64", "data.repeat=1", "train.batch_size=4"),
+    ]
+    done = run(
+        *("faults.py", "-c", str(ROOT / "configs" / "cpm_bee" / "tiny.yaml"), "--steps", "60"),
+        *("--faults", "2", "--save-every", "10", "--documents", "60", "runtime.device=cpu"),
+        *small,
+    )
+    if "no small file system can be mounted" in done.stderr:
+        pytest.skip(done.stderr)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert {json.loads(line)["fault"] for line in lines[:2]} == {"damage", "full"}
+    result = json.loads("".join(lines[2:]))
+    assert result["same"] and result["losses compared"] == 60 and result["bad records"] == 5

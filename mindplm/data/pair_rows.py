@@ -24,11 +24,11 @@ from mindplm.data.draw import Drawn, Work, task_number
 from mindplm.data.kinds import Draws, RowKind, RowSettings
 from mindplm.data.packing import IGNORE, RowShape
 from mindplm.data.pair_text import Source, source_ids, source_of, target_ids
+from mindplm.data.shapes import plain
 from mindplm.data.sources import Problem
 from mindplm.data.tasks import generator
 from mindplm.data.token_rows import OneEach, Piece, TextDrawer, TokenRow
 from mindplm.errors import ConfigError
-from mindplm.text import unescape
 
 CORRUPT, RECORD, SIGNAL = TASKS = ("corrupt", "record", kinds.SIGNAL)
 COLUMNS = ("ids", "real", "decoder_ids", "targets")
@@ -63,6 +63,12 @@ def pair_piece(source: Source, target: str, tokenizer: Any, shape: RowShape) -> 
     return Piece(tokens, num_targets=lengths[1], lengths=lengths), read.cut + written.cut
 
 
+def pair_row(source: Source, target: str, tokenizer: Any, shape: RowShape) -> tuple[TokenRow, int]:
+    """A row of one pair, and how many of its sides were cut; see `pair_piece`."""
+    piece, cut = pair_piece(source, target, tokenizer, shape)
+    return OneEach(1, shape).add(piece)[0], cut
+
+
 class PairDrawer:
     """Turns draws from documents into pieces.
 
@@ -89,6 +95,8 @@ class PairDrawer:
         self._beside: Sequence[Any] = ()
         self._by_signal: dict[str, list[Any]] = {}
         self._weights = [dict(source.tasks) for source in sources]
+        shapes = [source.shape for source in sources]
+        self._escaped = [shape is not None and shape.kind != "records" for shape in shapes]
         self._tokenizer, self._shape = tokenizer, settings.shape
         self._room = spans.raw_length(settings.shape.seq_len)[0]
         self._texts = TextDrawer(
@@ -116,7 +124,11 @@ class PairDrawer:
             return self._texts(work)
         drawn = Drawn(work.source, work.draw, work.document.place, True)
         try:
-            pair = self._asked(work, drawn) if task == SIGNAL else _record_pair(fields)
+            if task == SIGNAL:
+                pair = self._asked(work, drawn)
+            else:
+                fields = plain(fields) if self._escaped[work.source] else fields
+                pair = source_of(fields), answer_of(fields)
             piece, cut = pair_piece(*pair, self._tokenizer, self._shape)
         except RecordError as error:
             drawn.problems.append(Problem(drawn.place, error.reason, str(error)))
@@ -144,13 +156,8 @@ class PairDrawer:
         return self._by_signal
 
 
-def _record_pair(fields: Mapping[str, Any]) -> tuple[Source, str]:
-    """What is read of a record, and its answer."""
-    return source_of(fields), unescape(answer_of(fields))
-
-
 def collate(
-    rows: Sequence[TokenRow], *, num_rows: int, shape: RowShape, marks: Any, draws: Draws
+    rows: Sequence[TokenRow], *, num_rows: int, shape: RowShape, marks: Any, draws: Draws | None
 ) -> dict[str, np.ndarray]:
     """Rows to COLUMNS; runs are cut out as the stream of each row says."""
     columns = {name: np.zeros((num_rows, shape.seq_len), np.int32) for name in COLUMNS[:2]}
@@ -166,12 +173,13 @@ def collate(
 
 
 def _sides(
-    row: TokenRow, marks: Any, draws: Draws, place: int
+    row: TokenRow, marks: Any, draws: Draws | None, place: int
 ) -> tuple[Sequence[int], Sequence[int]]:
     """What is read and what is written of a row."""
     ids = row.tokens[0].tolist()
     if len(row.lengths) > 1:
         return ids[: row.lengths[0]], ids[row.lengths[0] :]
+    assert draws is not None, "only pairs can do without random streams"
     mask = spans.draw_mask(len(ids), draws.generator(place))
     return spans.corrupt(ids, mask, marks.first_sentinel, marks.eos_id)
 

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 from mindplm.data.causal_text import plain_text
 from mindplm.data.cpm_bee import ANSWER, RecordError
 from mindplm.data.tasks import language_of
-from mindplm.text import unescape
 
 CONTEXT_KEYS = ("input", "text", "context")
 QUERY_KEYS = ("query", "question", "prompt")
@@ -63,11 +62,11 @@ def source_of(record: Mapping[str, Any]) -> Source:
     for key, value in record.items():
         if key in (ANSWER, OPTIONS):
             continue
-        text = unescape(plain_text(value, key))
+        text = plain_text(value, key)
         if key in QUERY_KEYS:
             query = text if query is None else f"{query}\n{text}"
         else:
-            lines.append(text if key in CONTEXT_KEYS else f"{unescape(key)}: {text}")
+            lines.append(text if key in CONTEXT_KEYS else f"{key}: {text}")
     context = "\n".join(line for line in lines if line)
     if not context and not query:
         keys = ", ".join(map(str, record)) or "none"
@@ -87,7 +86,7 @@ def _asked(query: str | None, record: Mapping[str, Any], context: str) -> str | 
     given = list(given.values()) if isinstance(given, Mapping) else given
     if not isinstance(given, (list, tuple)) or not given:
         raise RecordError(f"record.{OPTIONS} holds no texts to choose from", reason="no options")
-    texts = [unescape(plain_text(item, OPTIONS)) for item in given]
+    texts = [plain_text(item, OPTIONS) for item in given]
     listed = options_text(texts, language_of((query or context).replace(PLACE, "")))
     if query is None or PLACE not in query:
         return f"{query} {listed}" if query else listed

@@ -255,7 +255,7 @@ def choose(
         tokenizer: From `load`.
         record: What stands under its `<ans>` does not matter.
         options: Answers, each a text or a dict of texts; None: the keys under "options" of the
-            record, such as "<option_0>".
+            record, such as "<option_0>", or the texts of a list there.
         per_token: Compare nats per token, so that long answers are no worse than short ones.
         strict: Refuse a `<` that opens no known tag.
         batch_size: Answers at once.
@@ -267,10 +267,10 @@ def choose(
         raise DataError(f"expected a record (a dict), got {type(record).__name__}")
     if options is None:
         listed = record.get("options")
-        options = list(listed) if isinstance(listed, Mapping) else []
+        options = list(listed) if isinstance(listed, (Mapping, list, tuple)) else []
     if isinstance(options, (str, Mapping)) or not options:
         raise DataError(
-            'no answers to choose from; give a list of them, or a dict under the key "options"'
+            'no answers to choose from; give a list of them, or have them under the key "options"'
         )
     filled = [{**record, ANSWER: option} for option in options]
     scores = score(model, tokenizer, filled, batch_size=batch_size, strict=strict)

@@ -166,7 +166,7 @@ def test_records_are_read_with_their_markers():
     assert str(source_of({"question": "b?"})) == "QUERY: b?"
     record = {"题目": "甲", "question": "是{options}？", "options": {"<option_0>": "x", "o": "y"}}
     assert str(source_of(record)) == "TEXT: 题目: 甲 QUERY: 是“x”还是“y”？"
-    assert source_of({"input": "1 << 2 <extra_id_0>"}).context == "1 < 2 <extra_id_0>"
+    assert source_of({"input": "1 << 2 <extra_id_0>"}).context == "1 << 2 <extra_id_0>"
     with pytest.raises(DataError, match="expected a record with a text"):
         source_of({"<ans>": "x"})
 

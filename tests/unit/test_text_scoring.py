@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
+from mindplm import assets
 from mindplm.config import RuntimeConfig, ShapeConfig
 from mindplm.config_task import TaskConfig
 from mindplm.data.causal_rows import record_piece
@@ -20,16 +21,20 @@ from mindplm.generate.scoring import choose, score, score_each
 from mindplm.measure.run import evaluate_task
 from mindplm.models.gpt1.cell import network
 from mindplm.models.gpt1.config import Gpt1Config
+from mindplm.models.t5.cell import T5, T5Loss
+from mindplm.models.t5.config import T5Config
 from mindplm.nn.causal import CausalLoss
 from mindplm.nn.init import initialise
 from mindplm.runtime import setup
 from mindplm.tokenizers.bpe_vocab import build
+from mindplm.tokenizers.sentencepieces import T5Tokenizer
 
 TOKENIZER = build(["the cat sat on the mat", "a dog < a cat"] * 3, 130, min_char_count=1)
 CONFIG = Gpt1Config(
     vocab_size=TOKENIZER.vocab_size, hidden_size=16, num_heads=2, ffn_size=32, num_layers=1,
     max_len=48,
 )  # fmt: skip
+PIECES = T5Tokenizer.from_file(assets.path("pieces_t5.model"))
 RECORDS = [
     {"input": "the cat", "<ans>": "sat"},
     {"input": "the dog sat on the mat", "question": "where", "<ans>": "on the mat"},
@@ -107,3 +112,37 @@ def test_a_family_that_cannot_be_asked_says_so(model):
     silent = dataclasses.replace(model, scorer=None)
     with pytest.raises(ConfigError, match="gpt1 cannot be asked"):
         score(silent, TOKENIZER, RECORDS)
+
+
+# --- text to text ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pair_model():
+    setup(RuntimeConfig(device="cpu"))
+    config = T5Config(
+        PIECES.vocab_size, 16, 2, 32, 1, num_decoder_layers=1, head_dim=8, gated=True, tied=False
+    )
+    cell = T5(config)
+    initialise(cell, 3)
+    return from_cell(cell, config, "t5")
+
+
+def test_answers_of_t5_are_scored_and_chosen(pair_model):
+    record = {"text": "the cat sat", "query": "where is {options}?", "options": ["cat", "a mat"]}
+    records = [{**record, "<ans>": option} for option in record["options"]]
+    found = score(pair_model, PIECES, records, buckets=(64,), batch_size=2)
+    loss = T5Loss(pair_model.cell)
+    for own, answer in zip(found, record["options"]):
+        read = PIECES.encode('TEXT: the cat sat QUERY: where is "cat" or "a mat"?') + [1]
+        written = [*PIECES.encode(answer), 1]
+        columns = (read, [1] * len(read), [0, *written[:-1]], written)
+        total, count = loss(*(Tensor(np.array([c], np.int32)) for c in columns))
+        np.testing.assert_allclose(own.nats, float(total), rtol=1e-5)
+        assert own.num_tokens == int(count) == len(written)
+    choice = choose(pair_model, PIECES, record)
+    assert choice.answer == record["options"][int(np.argmin([s.nats for s in found]))]
+    (error,) = score_each(pair_model, PIECES, [{"input": "cat " * 60, "<ans>": "a"}], buckets=(16,))
+    assert "the largest bucket holds" in str(error)
+    with pytest.raises(DataError, match="can be shown no examples"):
+        pair_model.layout(PIECES).prepare(record, strict=False, examples=[records[0]])

@@ -21,10 +21,12 @@ from mindplm.data.cpm_bee import ANSWER, RecordError
 from mindplm.data.draw import Drawn, Work, task_number
 from mindplm.data.kinds import Draws, RowKind, RowSettings
 from mindplm.data.packing import IGNORE, Packer, RowShape, check_fits
+from mindplm.data.plans import RecordPlan
 from mindplm.data.shapes import plain
 from mindplm.data.sources import Problem
 from mindplm.data.tasks import choose_task, generator
 from mindplm.data.token_rows import Piece, TokenRow
+from mindplm.errors import ConfigError
 
 LM, APART, RECORD = TASKS = ("lm", "apart", "record")
 COLUMNS = ("ids", "positions", "spans", "target_pos", "targets")
@@ -74,6 +76,11 @@ class CausalDrawer:
     ):
         self._weights = [dict(source.tasks) for source in sources]
         shapes = [source.shape for source in sources]
+        self._plans = [
+            RecordPlan(source) if source.transforms is not None else None for source in sources
+        ]
+        if any(plan is not None and plan.shows_examples for plan in self._plans):
+            raise ConfigError("data: incontext_weight: records of this family show no others")
         self._escaped = [shape is not None and shape.kind != "records" for shape in shapes]
         self._names, self._tokenizer, self._settings = list(names), tokenizer, settings
 
@@ -84,16 +91,23 @@ class CausalDrawer:
     def __call__(self, work: Work) -> Drawn:
         """Draws from one document."""
         fields, weights = work.document.fields, self._weights[work.source]
-        is_record = ANSWER in fields and weights.get(RECORD, 0) > 0
+        plan = self._plans[work.source]
+        is_record = plan is not None or (ANSWER in fields and weights.get(RECORD, 0) > 0)
         drawn = Drawn(work.source, work.draw, work.document.place, is_record)
         try:
             if is_record:
                 task = RECORD
                 fields = plain(fields) if self._escaped[work.source] else fields
-                piece = record_piece(fields, self._tokenizer)
+                made = (
+                    plan.draw(self._stream(work, work.draw))(fields) if plan is not None else fields
+                )
+                if made is None:
+                    drawn.counts["left out by the transform"] += 1
+                    return drawn
+                piece = record_piece(dict(made), self._tokenizer)
                 check_fits(piece, self._settings.shape)  # type: ignore[arg-type]
             else:
-                rng = generator(self._settings.seed, self._names[work.source], work.number, 0)
+                rng = self._stream(work)
                 texts = {name: weight for name, weight in weights.items() if name != RECORD}
                 task = choose_task(texts, rng)
                 piece = text_piece(fields["text"], self._tokenizer)
@@ -106,6 +120,10 @@ class CausalDrawer:
         piece.task = task_number(work.source, task, TASKS)
         drawn.instances.append(piece)  # type: ignore[arg-type]
         return drawn
+
+    def _stream(self, work: Work, draw: int = 0) -> np.random.Generator:
+        """The random stream of a draw from a document."""
+        return generator(self._settings.seed, self._names[work.source], work.number, draw)
 
 
 class _Stream:

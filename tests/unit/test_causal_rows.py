@@ -135,3 +135,16 @@ def test_texts_of_shaped_lines_are_read_as_they_are(tmp_path):
     drawn = drawer(Work(0, 0, 0, document))
     wanted = record_piece({"input": "a < b", "<ans>": "a<b"}, Letters())
     assert np.array_equal(drawn.instances[0].tokens, wanted.tokens)
+
+
+def test_a_declared_transform_makes_records(tmp_path):
+    path = tmp_path / "poems.jsonl"
+    path.write_text('{"title": "moon", "text": "a line"}\n', encoding="utf-8")
+    source = SourceConfig(
+        str(path), tasks={"record": 1.0}, transforms=[{"title": "$title", "<ans>": "$text"}]
+    )
+    (document,) = SourceReader(source)
+    drawer = CausalDrawer([source], ["data"], Letters(), RowSettings(RowShape(64, 0, 0, 64)))
+    drawn = drawer(Work(0, 0, 0, document))
+    wanted = record_piece({"title": "moon", "<ans>": "a line"}, Letters())
+    assert np.array_equal(drawn.instances[0].tokens, wanted.tokens)

@@ -204,6 +204,8 @@ FAMILIES: dict[str, Family] = {
         loss_ref="mindplm.models.cpt.cell:CptLoss",
         rows_ref="mindplm.data.cpt_rows:ROWS",
         states_ref="mindplm.models.cpt.cell:CptStates",
+        layout_ref="mindplm.generate.cpt_layout:cpt_layout",
+        decode_ref="mindplm.models.cpt.decode:writing_cells",
     ),
     "cpm1": Family(
         title="CPM-1: a Chinese language model, pieces behind jieba's words",

@@ -1,24 +1,33 @@
-"""CPT's rows: sentences of one document; what is permuted and masked is drawn at each use."""
+"""CPT's rows: sentences of one document, masked and permuted anew at each use; or a record.
+
+Of sentences two columns are kept, ids and a flag for the first token of each sentence; of a record
+the ids of both sides, flagged READ and WRITTEN.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from mindplm.config import RunConfig, SourceConfig
 from mindplm.data import token_rows
-from mindplm.data.cpm_bee import RecordError
+from mindplm.data.causal_text import answer_of, plain_text
+from mindplm.data.cpm_bee import ANSWER, RecordError
 from mindplm.data.cpt_text import END_MARKS, Marks, RandomDraw, cut_sentences, make_sample, row_of
+from mindplm.data.draw import Drawn, Work, task_number
 from mindplm.data.kinds import Draws, RowKind, RowSettings
 from mindplm.data.packing import IGNORE, RowShape
+from mindplm.data.sources import RECORD, Problem
 from mindplm.data.token_rows import Piece, TextDrawer, TokenRow
+from mindplm.text import unescape
 from mindplm.tokenizers.wordpiece import WordPieceTokenizer
 
 DENOISE = "denoise"
-TASKS = (DENOISE,)
-"""Sentences with masked words, for either decoder."""
+TASKS = (DENOISE, RECORD)
+"""Sentences with masked words, for either decoder; a record whose answer is written."""
+READ, WRITTEN = 2, 3
 COLUMNS = ("ids", "decoder_ids", "writes", "target_pos", "targets")
 
 
@@ -54,22 +63,78 @@ class _MakePiece:
         return Piece(tokens, num_targets=need)
 
 
-def _drawer(
-    sources: Sequence[SourceConfig],
-    names: Sequence[str],
-    tokenizer: WordPieceTokenizer,
-    settings: RowSettings,
-) -> TextDrawer:
-    size = settings.shape.seq_len
-    return TextDrawer(
-        sources,
-        names,
-        tokenizer,
-        settings,
-        tasks=TASKS,
-        room=max(4, size * 7 // 8),
-        make=_MakePiece(tokenizer, size),
-    )
+def read_ids(record: Mapping[str, Any], tokenizer: Any) -> list[int]:
+    """Ids of what is read of a record: [CLS] text [SEP], each further text with its own [SEP].
+
+    Raises:
+        RecordError: A value is no text, or there is none.
+    """
+    ids = [tokenizer.cls_id]
+    for key, value in record.items():
+        if key == ANSWER:
+            continue
+        pieces = tokenizer.tokenize(unescape(plain_text(value, key)))
+        ids += [*tokenizer.ids_of(pieces), tokenizer.sep_id] if pieces else []
+    if len(ids) < 2:
+        keys = ", ".join(map(str, record)) or "none"
+        raise RecordError(f"expected a record with a text; its keys are {keys}", reason="no text")
+    return ids
+
+
+def record_piece(record: Mapping[str, Any], tokenizer: Any, seq_len: int) -> Piece:
+    """A record's sides: what is read, and [CLS] answer [SEP].
+
+    Raises:
+        RecordError: It cannot be used.
+    """
+    answer = unescape(answer_of(record))
+    read, written = read_ids(record, tokenizer), tokenizer.encode(answer)[0]
+    if max(len(read), len(written)) > seq_len:
+        message = f"{len(read)} tokens are read and {len(written)} written, seq_len is {seq_len}"
+        raise RecordError(message, reason="too long")
+    flags = [READ] * len(read) + [WRITTEN] * len(written)
+    return Piece(np.array([read + written, flags], np.int32), num_targets=len(written))
+
+
+class CptDrawer:
+    """Turns draws from documents into pieces; see `token_rows.TextDrawer`."""
+
+    def __init__(
+        self,
+        sources: Sequence[SourceConfig],
+        names: Sequence[str],
+        tokenizer: WordPieceTokenizer,
+        settings: RowSettings,
+    ):
+        self._seq_len = size = settings.shape.seq_len
+        self._tokenizer = tokenizer
+        self._texts = TextDrawer(
+            sources,
+            names,
+            tokenizer,
+            settings,
+            tasks=TASKS,
+            room=max(4, size * 7 // 8),
+            make=_MakePiece(tokenizer, size),
+        )
+
+    def many(self, works: Sequence[Work]) -> list[Drawn]:
+        """Draws from several documents."""
+        return [self(work) for work in works]
+
+    def __call__(self, work: Work) -> Drawn:
+        """Draws from one document."""
+        if ANSWER not in work.document.fields:
+            return self._texts(work)
+        drawn = Drawn(work.source, work.draw, work.document.place, True)
+        try:
+            piece: Any = record_piece(work.document.fields, self._tokenizer, self._seq_len)
+        except RecordError as error:
+            drawn.problems.append(Problem(drawn.place, error.reason, str(error)))
+            return drawn
+        piece.task = task_number(work.source, RECORD, TASKS)
+        drawn.instances.append(piece)
+        return drawn
 
 
 def _settings(config: RunConfig, split: str) -> RowSettings:
@@ -89,6 +154,9 @@ def collate(
     known = _marks(marks)
     for place, row in enumerate(rows):
         ids, flags = row.tokens
+        if flags[0] == READ:
+            _put_record(columns, place, ids[flags == READ], ids[flags == WRITTEN])
+            continue
         sentences = np.split(ids, np.flatnonzero(flags)[1:])
         draw = RandomDraw(draws.generator(place), marks.vocab_size)
         sample = make_sample([part.tolist() for part in sentences], known, shape.seq_len, draw)
@@ -100,6 +168,17 @@ def collate(
     return columns
 
 
+def _put_record(
+    columns: dict[str, np.ndarray], place: int, read: np.ndarray, written: np.ndarray
+) -> None:
+    """The decoder reads [SEP] and what it wrote so far."""
+    columns["ids"][place, : len(read)] = read
+    columns["decoder_ids"][place, 0] = read[-1]
+    columns["decoder_ids"][place, 1 : len(written)] = written[:-1]
+    columns["writes"][place] = 1
+    token_rows.put_targets(columns, place, np.arange(len(written)), written)
+
+
 ROWS = RowKind(
     name="cpt",
     tasks=TASKS,
@@ -108,10 +187,10 @@ ROWS = RowKind(
     stored=token_rows.STORED,
     marks=("vocab_size", "cls_id", "sep_id", "mask_id", "lines"),
     settings=_settings,
-    drawer=_drawer,
+    drawer=CptDrawer,
     packer=token_rows.OneEach,
     row=token_rows.row,
     collate=collate,
-    numbers=token_rows.numbers,
+    numbers=lambda shape: 4 * shape.seq_len + 4,
     draws=True,
 )

@@ -7,9 +7,10 @@ the graph of the step.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, Callable
+from typing import Any, Callable, NamedTuple
 
 import numpy as np
 
@@ -29,6 +30,7 @@ class PairLayout(Answers):
         read: Ids of what is read of a record.
         start_id: What the decoder reads first.
         max_len: Most tokens of either side; 0: any number.
+        forced_end: The last token that may be written is the end mark.
     """
 
     def __init__(
@@ -38,9 +40,11 @@ class PairLayout(Answers):
         *,
         start_id: int = 0,
         max_len: int = 0,
+        forced_end: bool = False,
     ):
         super().__init__(tokenizer)
         self._read, self._start_id, self._max_len = read, start_id, max_len
+        self._forced_end = forced_end
 
     def prepare(
         self, record: Mapping[str, Any], *, strict: bool, examples: Sequence[Mapping[str, Any]] = ()
@@ -66,7 +70,15 @@ class PairLayout(Answers):
 
     def batch(self, prompts: Sequence[TextPrompt], bucket: int, room: None) -> PairBatch:
         """Lays prompts side by side, padded on the right."""
-        return PairBatch(prompts, self._tokenizer, bucket, self._start_id)
+        begin = Begin(self._start_id, self._forced_end)
+        return PairBatch(prompts, self._tokenizer, bucket, begin)
+
+
+class Begin(NamedTuple):
+    """What the decoder reads first, and whether the last token of all is the end mark."""
+
+    start_id: int
+    forced_end: bool = False
 
 
 class PairBatch:
@@ -74,8 +86,8 @@ class PairBatch:
 
     first_slot = 1
 
-    def __init__(self, prompts: Sequence[TextPrompt], tokenizer: Any, bucket: int, start_id: int):
-        self._tokenizer, self._start_id = tokenizer, start_id
+    def __init__(self, prompts: Sequence[TextPrompt], tokenizer: Any, bucket: int, begin: Begin):
+        self._tokenizer, self._begin = tokenizer, begin
         ids, real = self.columns = [np.zeros((len(prompts), bucket), np.int32) for _ in range(2)]
         for i, prompt in enumerate(prompts):
             ids[i, : len(prompt)] = prompt.ids
@@ -84,7 +96,8 @@ class PairBatch:
 
     def plan(self, num: int) -> Plan:
         """The plan of the first `num` prompts."""
-        return text_plan(self._tokenizer, begins=[self._start_id] * num)
+        plan = text_plan(self._tokenizer, begins=[self._begin.start_id] * num)
+        return dataclasses.replace(plan, forced_end=self._begin.forced_end)
 
     def steps(self, rows: np.ndarray, cache_len: int) -> PairSteps:
         """The columns of the steps."""

@@ -41,6 +41,7 @@ class Plan:
         begins: For each sentence the token that opens its first blank; none: bos_id.
         before: For each sentence the tokens before that one, which rules on repetition count.
         hf_search: Beams end as those of HF Transformers do, not as CPM-Bee's.
+        forced_end: The last token that the limit allows is the end mark, whatever its score.
     """
 
     blanks: Sequence[Sequence[tuple[int, int]]]
@@ -58,6 +59,7 @@ class Plan:
     begins: Sequence[int] = ()
     before: Sequence[Sequence[int]] = ()
     hf_search: bool = False
+    forced_end: bool = False
 
 
 @dataclass(frozen=True)
@@ -228,6 +230,10 @@ class Rows:
         if self._plan.eos_id >= 0:
             short = self.next.positions < self._extras.min_new_tokens
             values[short, self._plan.eos_id] = FORBIDDEN
+        if self._plan.forced_end:
+            last = self.next.positions == self.limit - 1
+            values[last] = FORBIDDEN
+            values[last, self._plan.eos_id] = 0
         return values
 
     def _closes(self, row: int, token: int) -> bool:

@@ -13,7 +13,7 @@ from mindplm.models.parts import require_no_dropout
 from mindplm.models.t5.config import T5Config
 from mindplm.nn.attention import Attention
 from mindplm.nn.block import Block
-from mindplm.nn.cache import place_token, take_rows
+from mindplm.nn.decoder import first_token, next_token
 from mindplm.nn.feed_forward import FeedForward, GatedFeedForward
 from mindplm.nn.kernels import gelu_tanh, mask_bias
 from mindplm.nn.layers import Embedding, Linear, RMSNorm, parameter
@@ -223,17 +223,9 @@ class T5Prefill(nn.Cell):
         memory_bsd = model.encoder_states(ids_bs, real_bs)[-1]
         across, zero_1 = memory_bias(real_bs), ops.zeros((1,), ms.int32)
         bias = model.decoder.position_bias(zero_1, zero_1)
-        row = ops.ones((1, 1, 1), model.dtype)
         x_b1d = model.embed(ops.zeros((ids_bs.shape[0], 1), ms.int32))
-        own: tuple[Tensor, ...] = ()
-        fixed: tuple[Tensor, ...] = ()
-        for block in model.decoder.blocks:
-            attn, h = block.attn, block.seen(x_b1d)
-            k, v = attn.split(attn.k(h)), attn.split(attn.v(h))
-            x_b1d = block.joined(x_b1d, attn.output(attn.attend(attn.query(h), k, v, bias), row))
-            keys, values = block.memory(memory_bsd)
-            x_b1d = block.feed(block.across(x_b1d, keys, values, across))
-            own, fixed = own + (k, v), fixed + (keys, values)
+        blocks = model.decoder.blocks
+        x_b1d, own, fixed = first_token(blocks, x_b1d, bias, memory_bsd, across)
         logits = model.project(model.decoder.final_norm(x_b1d[:, 0]))
         return (logits, *own, *fixed)
 
@@ -251,26 +243,14 @@ class T5Step(nn.Cell):
 
     def construct(self, ids_b, slot_1, real_bs, parents_b, *old):
         model = self.model
-        num = 2 * len(model.decoder.blocks)
         order_s = ops.arange(old[0].shape[2]).astype(ms.int32)
         seen = (order_s <= slot_1).reshape((1, 1, -1))
         bias = model.decoder.position_bias(slot_1, order_s) + mask_bias(seen)
-        across, row = memory_bias(real_bs), ops.ones((1, 1, 1), model.dtype)
         x_b1d = model.embed(ids_b).expand_dims(1)
-        own: tuple[Tensor, ...] = ()
-        number = 0
-        for block in model.decoder.blocks:
-            attn, h = block.attn, block.seen(x_b1d)
-            k = place_token(take_rows(old[number], parents_b), attn.split(attn.k(h)), slot_1)
-            v = place_token(take_rows(old[number + 1], parents_b), attn.split(attn.v(h)), slot_1)
-            x_b1d = block.joined(x_b1d, attn.output(attn.attend(attn.query(h), k, v, bias), row))
-            # Rows are reordered among those of one prompt only, so these stay where they are.
-            keys, values = old[num + number], old[num + number + 1]
-            x_b1d = block.feed(block.across(x_b1d, keys, values, across))
-            own = own + (k, v)
-            number += 2
+        across, blocks = memory_bias(real_bs), model.decoder.blocks
+        x_b1d, caches = next_token(blocks, x_b1d, bias, across, parents_b, slot_1, old)
         logits = model.project(model.decoder.final_norm(x_b1d[:, 0]))
-        return (logits, *own, *old[num:])
+        return (logits, *caches)
 
 
 def writing_cells(model: T5) -> tuple[T5Prefill, T5Step]:

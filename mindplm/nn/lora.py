@@ -16,7 +16,7 @@ from mindplm.errors import ConfigError
 from mindplm.nn.dropout import STEP, Dropout, step_parameter
 from mindplm.nn.init import stream
 from mindplm.nn.layers import Linear
-from mindplm.nn.values import from_arrays, to_arrays
+from mindplm.nn.values import from_arrays
 
 DOWN, UP = "lora_a", "lora_b"
 """Names of an adapter's two matrices, behind the name of its projection."""
@@ -153,11 +153,6 @@ def dropout_step(network: nn.Cell) -> Parameter | None:
     None if the network has no dropouts.
     """
     return next((p for p in network.get_parameters() if p.name == STEP), None)
-
-
-def lora_arrays(network: nn.Cell) -> dict[str, np.ndarray]:
-    """Name to array of the adapters; see `values.to_arrays`."""
-    return to_arrays(lora_parameters(network))
 
 
 def load_lora(network: nn.Cell, arrays: Mapping[str, np.ndarray], source: str) -> None:

@@ -22,9 +22,9 @@ from mindplm.nn.lora import (
     dropout_step,
     linears,
     load_lora,
-    lora_arrays,
     lora_parameters,
 )
+from mindplm.nn.values import to_arrays
 
 SIZES = {"std": 0.3, "out_std": 0.3, "dtype": ms.float32}
 
@@ -118,7 +118,7 @@ def test_the_start_depends_on_the_seed_alone() -> None:
     def start(seed: int) -> dict[str, bytes]:
         net = network()
         add_lora(net, ["attn.q", "o"], rank=3, alpha=6, seed=seed)
-        return {name: array.tobytes() for name, array in lora_arrays(net).items()}
+        return {name: array.tobytes() for name, array in to_arrays(lora_parameters(net)).items()}
 
     assert start(1) == start(1)
     assert start(1) != start(2)
@@ -192,7 +192,7 @@ def test_dropout_is_for_steps_of_training_only() -> None:
 def test_adapters_of_another_shape_are_refused() -> None:
     net = network()
     add_lora(net, ["attn.q"], rank=2, alpha=4)
-    values = lora_arrays(net)
+    values = to_arrays(lora_parameters(net))
     with pytest.raises(CheckpointError, match=r"blocks.0.attn.q.lora_a has shape \(3, 8\)"):
         load_lora(net, {**values, "blocks.0.attn.q.lora_a": np.zeros((3, 8), np.float32)}, "x")
     values.pop("blocks.1.attn.q.lora_b")

@@ -119,7 +119,7 @@ def scores_of(zero_shot_model):
     return scores
 
 
-ZERO_SHOT = [(name, group) for case in cases("zeroshot.json") for name, group in case.items()]
+ZERO_SHOT = [(name, group) for case in cases("zeroshot*.json") for name, group in case.items()]
 
 
 @NEEDS_VOCAB

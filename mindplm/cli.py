@@ -342,14 +342,14 @@ def _fill(args: argparse.Namespace) -> None:
 def _show(args: argparse.Namespace) -> None:
     config = _config(args)
     from mindplm import config as settings
-    from mindplm import families, strict
+    from mindplm import families, memory, strict
 
     if args.keys:
         print("\n".join(strict.help_lines(config)))
         return
     count = families.family(config.family).part("num_parameters")(config.model)
     print(f"# parameters: {count:,}")
-    for line in settings.arithmetic(config):
+    for line in [*settings.arithmetic(config), *memory.lines(config)]:
         print(f"# {line}")
     print(settings.dump(config), end="")
 

@@ -170,7 +170,8 @@ def require_data_parallel(config: RunConfig) -> None:
         if value not in (1, False):
             raise ConfigError(
                 f"parallel.{name}={str(value).lower()}: training runs data parallel layouts only; "
-                "others can be counted and compiled, not run"
+                "`mindplm show` counts others, tools/ascend_compile_check.py --config FILE "
+                "compiles them"
             )
 
 

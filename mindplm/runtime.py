@@ -26,6 +26,8 @@ from mindplm.errors import DeviceError
 log = logging.getLogger("mindplm")
 """The library's log; `setup_log` gives it its handler."""
 
+_CALL_DEPTH = 10_000
+"""Calls within calls in a graph; 48 blocks in pipeline stages need more than the usual 1,000."""
 _TARGETS = {"ascend": "Ascend", "gpu": "GPU", "cpu": "CPU"}
 _DEVICE_FILES = {"ascend": "/dev/davinci", "gpu": "/dev/nvidia"}
 _ADVICE = {
@@ -263,6 +265,7 @@ def setup(config: RuntimeConfig) -> Runtime:
     if device == "CPU" and config.threads:
         _set_threads(config.threads)
     ms.set_context(mode=ms.GRAPH_MODE if config.mode == "graph" else ms.PYNATIVE_MODE)
+    ms.set_recursion_limit(_CALL_DEPTH)
     ms.set_seed(config.seed)
     with contextlib.suppress(RuntimeError):  # a process may say it once only
         ms.set_deterministic(True)

@@ -4,6 +4,7 @@
     python tools/ascend_compile_check.py --config FILE           a run's own layout
     python tools/ascend_compile_check.py --one-card              all operators, fp16 and bf16
     python tools/ascend_compile_check.py --all --out FILE.md     every size and layout; for hours
+    python tools/ascend_compile_check.py --memory FILE --out FILE.md   layouts that fit a card
 
 Each row is one device of one layout: MindSpore's own front end compiles the graph that the trainer
 would run there. That proves that shapes, types, cuts and communication are legal; nothing is run.
@@ -44,9 +45,10 @@ def _arguments() -> argparse.ArgumentParser:
     what.add_argument("--subset", action="store_true", help="a few small rows")
     what.add_argument("--one-card", action="store_true", help="every operator on one card")
     what.add_argument("--config", metavar="FILE", help="the layout of a run")
+    what.add_argument("--memory", metavar="FILE", help="count which layouts of a run fit; quick")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that win")
     parser.add_argument("--size", nargs="+", choices=rows.SIZES, help="of --all only these sizes")
-    parser.add_argument("--cards", nargs="+", type=int, help="of --all only these numbers")
+    parser.add_argument("--cards", nargs="+", type=int, help="only these numbers of cards")
     parser.add_argument("--few", action="store_true", help="first and last device of all, only")
     parser.add_argument("--out", type=Path, metavar="FILE.md", help="keep the table, and a JSON")
     parser.add_argument("--keep", action="store_true", help="do not repeat rows of --out")
@@ -92,6 +94,13 @@ def of_config(path: str, overrides: Sequence[str], few: bool) -> Iterator[rows.R
 
 def check(args: argparse.Namespace) -> int:
     """Compiles and prints; writes after each row, so that a long run may be ended at any time."""
+    if args.memory:
+        text = report.fitting(args.memory, args.cards or (8, 16, 32, 64, 256))
+        if args.out:
+            report.put(args.out, text, report.MEMORY_BEGIN, report.MEMORY_END)
+        else:
+            print(text, end="")
+        return 0
     environment = stand_ins.environment(args.cache)
     old = {report.key(r): r for r in report.read(args.out)} if args.out else {}
     results = dict(old) if args.keep else {}

@@ -66,18 +66,22 @@ class _LocalNorm(nn.Cell):
 
     Args:
         copies: For each weight the number of devices that hold the same part of it.
+        world: Devices.
     """
 
-    def __init__(self, copies: Sequence[int]):
+    def __init__(self, copies: Sequence[int], world: int):
         super().__init__()
         self.shares = tuple(1.0 / count for count in copies)
-        self.sum, self.reduce = ops.ReduceSum(), ops.AllReduce()
+        self.sum, self.several = ops.ReduceSum(), world > 1
+        if world > 1:
+            self.reduce = ops.AllReduce()
 
     def construct(self, grads):
         total = Tensor(0.0, ms.float32)
         for i in range(len(grads)):
             total = total + self.sum(ops.square(grads[i].astype(ms.float32))) * self.shares[i]
-        return ops.squeeze(ops.sqrt(self.reduce(ops.expand_dims(total, 0))))
+        total = ops.expand_dims(total, 0)
+        return ops.squeeze(ops.sqrt(self.reduce(total) if self.several else total))
 
 
 class ShardedStep(nn.Cell):
@@ -131,7 +135,7 @@ class ShardedStep(nn.Cell):
             scaler,
             clip_norm=clip_norm,
             world=parallel.devices,
-            norm=_LocalNorm(copies) if self.repeated else _ShardedNorm(),
+            norm=_LocalNorm(copies, parallel.devices) if self.repeated else _ShardedNorm(),
         )
         values = Tensor(np.zeros(len(of_step(Numbers(1.0, [_NO_RATES] * num_rates))), np.float32))
         self.numbers = Parameter(values, name="numbers", requires_grad=False)

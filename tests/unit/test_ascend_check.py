@@ -95,6 +95,15 @@ def test_a_config_gives_rows_of_its_own_layout() -> None:
     assert found[0].config().parallel.model == 8
 
 
+def test_layouts_that_fit_are_listed_beside_the_table(tmp_path: Path) -> None:
+    config, out = ROOT / "configs" / "cpm_bee" / "pretrain_10b.yaml", tmp_path / "table.md"
+    words = ["--memory", str(config), "--cards", "8", "--out", str(out)]
+    assert ascend_compile_check.main(words) == 0
+    lines = [line for line in out.read_text().splitlines() if line.startswith("| 8 |")]
+    assert len(lines) > 3
+    assert {line.split("|")[-2].strip() for line in lines} <= {"32 and 64", "64"}
+
+
 def test_the_subset_compiles(capsys, tmp_path: Path) -> None:
     lacking = stand_ins.missing_tools()
     if lacking:

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn, ops
 
+from mindplm.config import OptimConfig, ParallelConfig
+from mindplm.data.bee_rows import ROWS as ROWS_OF_BEE
 from mindplm.errors import ConfigError
 from mindplm.models.cpm_bee.cell import CpmBee, CpmBeeLoss
 from mindplm.models.cpm_bee.config import CpmBeeConfig
@@ -16,7 +18,11 @@ from mindplm.models.cpm_bee.plan import PLAN
 from mindplm.models.cpm_bee.sharded import ShardedCpmBeeLoss
 from mindplm.nn.init import initialise
 from mindplm.shards import Part
+from mindplm.train.optim import Adam
+from mindplm.train.scaler import LossScale
+from mindplm.train.sharded_step import ShardedStep, inputs, of_step
 from mindplm.train.sharding import find_parts
+from mindplm.train.step import Numbers, TrainStep
 
 SIZES = CpmBeeConfig(
     vocab_size=50,
@@ -123,3 +129,40 @@ def test_stages_are_marked():
     assert [block.pipeline_stage for block in net.model.blocks] == [0, 0, 1]
     assert [frame.pipeline_stage for frame in net.model.frames] == [0, 1]
     assert net.model.embed.pipeline_stage == 0 and net.nll.pipeline_stage == 1
+
+
+def test_a_step_that_is_called_for_each_micro_batch_moves_the_weights_once() -> None:
+    """As the plain step with as many micro-batches does: report, weights, and empty sums after."""
+    optim, parallel = OptimConfig(clip_norm=0.5), ParallelConfig()
+    plain = CpmBee(dataclasses.replace(SIZES, vocab_size=ROWS))
+    initialise(plain, 1)
+    wanted = TrainStep(
+        CpmBeeLoss(plain), Adam(list(plain.trainable_params()), optim), clip_norm=0.5, num_micro=2
+    )
+    other = ShardedCpmBeeLoss(plain.config, ms.float32, ROWS, (0, 0, 0))
+    initialise(other.model, 1)
+    optimizer = Adam(list(other.trainable_params()), optim)
+    step = ShardedStep(
+        other,
+        optimizer,
+        LossScale(optim, dynamic=False),
+        clip_norm=0.5,
+        num_micro=2,
+        num_rates=1,
+        parallel=parallel,
+        copies=[1] * len(optimizer.weights),
+    )
+    names = ROWS_OF_BEE.columns
+    batch = dict(zip(names, (column.asnumpy() for column in columns())))
+    shared = {"ext_ids", "ext_sub", "num_ext"}
+    for number in range(2):
+        numbers = Numbers(7.0, [optimizer.rates(1e-2, number)], number)
+        report = wanted(batch, shared, numbers).asnumpy()
+        for part in range(2):
+            ops.assign(step.numbers, Tensor(of_step(numbers, last=part == 1)))
+            rows = {n: a if n in shared else a[part : part + 1] for n, a in batch.items()}
+            found = step(*inputs(rows, shared, 7.0, 1)).asnumpy()
+        np.testing.assert_allclose(found, report[: len(found)], rtol=1e-5)
+    for one, two in zip(plain.trainable_params(), other.trainable_params()):
+        np.testing.assert_allclose(two.asnumpy(), one.asnumpy(), atol=5e-5, err_msg=one.name)
+    assert all((total.asnumpy() == 0).all() for total in step.sums)

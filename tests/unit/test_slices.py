@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
+from conftest import ROOT
 
 from mindplm.errors import CheckpointError
 from mindplm.families import config_from_dict, family
 from mindplm.slices import Cutter, cut, unify, unify_all
+
+sys.path.insert(0, str(ROOT / "tools"))
+import reshard
 
 LAYOUTS = [
     {},
@@ -87,3 +94,45 @@ def test_what_is_wrong_with_parts_is_named() -> None:
     del parts[1][name]
     with pytest.raises(CheckpointError, match=f"rank 1 holds no {name}"):
         unify_all(made, parts)
+
+
+def test_a_checkpoint_moves_between_layouts_by_the_tool(tmp_path: Path, capsys) -> None:
+    """Cut for 2 x 4 with optimizer shard, unified, cut for two stages, unified: the same."""
+    from mindplm import assets, checkpoint
+    from mindplm.config import to_dict
+    from mindplm.yaml_io import dump_yaml
+
+    made = cutter({})
+    vocab = assets.path(assets.DEFAULT_VOCAB)
+    size = family("cpm_bee").part("vocab_size")(vocab)
+    tree = to_dict(made.config)
+    tree["model"]["vocab_size"] = size
+    config = config_from_dict(tree)
+    arrays = weights(Cutter(made.plan, config, made.shapes))
+    (tmp_path / "run.yaml").write_text(dump_yaml(tree))
+    checkpoint.write(
+        tmp_path / "first",
+        family="cpm_bee",
+        model_config=tree["model"],
+        weights=arrays,
+        tokenizer_files={"vocab.txt": vocab.read_bytes()},
+    )
+    layouts = (
+        ["parallel.data=2", "parallel.model=4", "parallel.optimizer_shard=true"],
+        ["parallel.model=2", "parallel.pipeline=2", "parallel.micro_batches=2"],
+    )
+    source = tmp_path / "first"
+    for number, layout in enumerate(layouts):
+        parts, target = tmp_path / f"parts{number}", tmp_path / f"whole{number}"
+        common = ["-c", str(tmp_path / "run.yaml"), *layout]
+        assert reshard.main(["cut", str(source), *common, "--out", str(parts)]) == 0
+        assert reshard.main(["unify", str(parts), *common, "--out", str(target)]) == 0
+        found = checkpoint.read(target)
+        assert found.model() == config.model
+        again = found.weights()
+        assert all(np.array_equal(again[name], array) for name, array in arrays.items())
+        source = target
+    (tmp_path / "parts0" / "rank_3.safetensors").unlink()
+    words = ["unify", str(tmp_path / "parts0"), "-c", str(tmp_path / "run.yaml"), *layouts[0]]
+    assert reshard.main([*words, "--out", str(tmp_path / "none")]) == 2
+    assert "parts of 7 processes, the layout has 8; missing: [3]" in capsys.readouterr().err

@@ -8,7 +8,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from mindplm import memory
 from mindplm.errors import ConfigError
+from mindplm.families import load_config
 
 _KEY = ("size", "cards", "layout", "options", "type", "graph", "rank", "note")
 _HEADS = {
@@ -18,6 +20,9 @@ _HEADS = {
 }
 _RIGHT = {"cards", "rank", "seconds", "peak_gb"}
 BEGIN, END = "<!-- compile check: begin -->", "<!-- compile check: end -->"
+
+MEMORY_BEGIN, MEMORY_END = "<!-- memory: begin -->", "<!-- memory: end -->"
+_ROOM = 0.9
 
 Result = Mapping[str, Any]
 
@@ -52,6 +57,29 @@ def _cell(result: Result, name: str) -> str:
     if isinstance(value, float):
         return f"{value:.1f}"
     return " ".join(str(value).split()).replace("|", "/")
+
+
+def fitting(path: str, cards: Sequence[int]) -> str:
+    """Layouts of a run's model whose counted memory fits cards of 32 and of 64 GiB."""
+    config = load_config(path)
+    lines = [
+        f"Counted by `mindplm.memory` for {Path(path).name}: {config.runtime.dtype}, rows of "
+        f"{config.data.seq_len}, one row a pass, recompute; a tenth of a card is left for the "
+        "framework. No card was there to measure.",
+        "",
+        "| cards | data | model | pipeline | optimizer shard | GiB | fits |",
+        "|---:|---:|---:|---:|---|---:|---|",
+    ]
+    for count in cards:
+        for made, peak in memory.fitting(config, count, int(_ROOM * 64 * memory.GIB)):
+            way = made.parallel
+            fits = "32 and 64" if peak <= _ROOM * 32 * memory.GIB else "64"
+            shard = "yes" if way.optimizer_shard else "no"
+            lines.append(
+                f"| {count} | {way.data} | {way.model} | {way.pipeline} | {shard} | "
+                f"{peak / memory.GIB:.1f} | {fits} |"
+            )
+    return "\n".join(lines) + "\n"
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -13,9 +13,11 @@ def take_rows(cache_bhsk, parents_b):
 
 def place_token(cache_bhsk, new_bh1k, slot_1):
     """Writes one position of every row; slot is an int32 tensor of one element."""
-    places = ops.arange(cache_bhsk.shape[2]).astype(ms.int32)
-    here = (places == slot_1).reshape((1, 1, -1, 1))
-    return ops.where(here, new_bh1k, cache_bhsk)
+    batch, num_heads, num, width = cache_bhsk.shape
+    places = ops.arange(batch * num_heads).astype(ms.int32) * num + slot_1
+    flat = cache_bhsk.reshape((-1, width))
+    new = new_bh1k.reshape((-1, width))
+    return ops.tensor_scatter_update(flat, places.expand_dims(1), new).reshape(cache_bhsk.shape)
 
 
 def read_rows(blocks, x_btd, bias_bhts, row_bt1):

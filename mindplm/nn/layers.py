@@ -91,23 +91,21 @@ class RMSNorm(nn.Cell):
 
 
 class _Normalise(nn.Cell):
-    """x / rms(x) * weight * scale; makes 1 / rms(x) anew for its gradient."""
+    """x / rms(x) * weight * scale; makes scale / rms(x) anew for its gradient."""
 
     def __init__(self, width: int, eps: float, scale: float):
         super().__init__()
-        self.width, self.eps, self.scale = width, eps, scale
-
-    def scaled(self, weight_d):
-        """The weight, or its gradient, with the scale."""
-        return weight_d if self.scale == 1.0 else weight_d * self.scale
+        self.width = width
+        # scale / rms(x) = 1 / sqrt(sum(x^2) / (width scale^2) + eps / scale^2)
+        self.part, self.eps = 1.0 / (width * scale * scale), eps / (scale * scale)
 
     def inverse(self, x_nd):
-        """1 / rms of rows, fp32 [N, 1]."""
-        return ops.rsqrt(row_sum(x_nd * x_nd) * (1.0 / self.width) + self.eps)
+        """scale / rms of rows, fp32 [N, 1]."""
+        return ops.rsqrt(row_sum(x_nd * x_nd) * self.part + self.eps)
 
     def construct(self, x, weight_d):
         x_nd = x.reshape((-1, self.width)).astype(ms.float32)
-        y_nd = (x_nd * self.inverse(x_nd)).astype(x.dtype) * self.scaled(weight_d)
+        y_nd = (x_nd * self.inverse(x_nd)).astype(x.dtype) * weight_d
         return y_nd.reshape(x.shape)
 
     def bprop(self, x, weight_d, out, grad):
@@ -117,11 +115,11 @@ class _Normalise(nn.Cell):
         normed_nd = x_nd * inverse_n1
         product_nd = grad_nd * normed_nd
         d_weight = column_sum(product_nd)
-        weighted_d = self.scaled(weight_d).astype(ms.float32)
-        mean_n1 = ops.MatMul()(product_nd, weighted_d.reshape((self.width, 1)))
-        inner = grad_nd * weighted_d - normed_nd * (mean_n1 * (1.0 / self.width))
+        weight_d32 = weight_d.astype(ms.float32)
+        mean_n1 = ops.MatMul()(product_nd, weight_d32.reshape((self.width, 1)))
+        inner = grad_nd * weight_d32 - normed_nd * (mean_n1 * self.part)
         d_x = (inner * inverse_n1).astype(x.dtype).reshape(x.shape)
-        return d_x, self.scaled(d_weight.astype(weight_d.dtype))
+        return d_x, d_weight.astype(weight_d.dtype)
 
 
 class LayerNorm(nn.Cell):

@@ -82,7 +82,8 @@ class Watch:
 
 
 def _hook(event: str, arguments: tuple[Any, ...]) -> None:
-    watch = Watch._active
+    # A hook stays to the very end of the program, when names of modules are gone.
+    watch = Watch._active if Watch is not None else None
     if watch is not None:
         watch.note(event, arguments)
 

@@ -27,6 +27,9 @@ class HeadConfig:
     """Of gpt1: pairs are read in both orders, since they are alike or not whichever comes first."""
     choices: int = 0
     """Of gpt1: answers of each record of the kind choices; 0: the columns that the shape names."""
+    crf: bool = False
+    """Tags are scored together by a conditional random field, and only legal ones are given; of
+    extraction only. Its passes over the tokens make compiling slower the longer a row is."""
 
     def __post_init__(self) -> None:
         require(self.task != "", "head.task is empty, expected a task file")
@@ -74,6 +77,13 @@ def form_of(shape: ShapeConfig) -> str:
     known = ", ".join(FORMS)
     require(shape.kind in FORMS, f"head.task: its shape is {shape.kind}, a head learns {known}")
     return FORMS[shape.kind]
+
+
+def check_crf(head: HeadConfig, form: str) -> None:
+    """ConfigError if the head's settings and what it scores do not go together."""
+    require(
+        not head.crf or form == "tokens", "head.crf=true is for tags of tokens, so for extraction"
+    )
 
 
 def classes_of(shape: ShapeConfig) -> tuple[str, ...]:

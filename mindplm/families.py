@@ -278,8 +278,10 @@ def parts_of(name: str, head: settings.HeadConfig | None) -> Family:
         made = entry.part("head")(shape, head)
     else:
         form, count = config_head.form_of(shape), len(config_head.classes_of(shape))
+        config_head.check_crf(head, form)
         makers = importlib.import_module("mindplm.models.heads")
-        made = makers.HeadParts(entry.part("cell"), entry.part("states"), form, count, head.states)
+        cell, states = entry.part("cell"), entry.part("states")
+        made = makers.HeadParts(cell, states, form, count, head)
     return dataclasses.replace(
         entry,
         shared_columns_ref=Family.shared_columns_ref,

@@ -26,6 +26,7 @@ from mindplm.measure.answers import Prediction
 from mindplm.measure.questions import Questions
 from mindplm.measure.results import TaskResult, summed_up
 from mindplm.merged import open_model
+from mindplm.nn.crf import best_tags, legal_steps
 from mindplm.nn.values import load_model
 
 
@@ -48,6 +49,7 @@ class Headed:
             return model(ids, spans)
 
         self._forward, self._tokenizer = forward, tokenizer
+        self._crf = model.crf
         self.shape, self._form = shape, form_of(shape)
         self._seq_len, self._batch_size = seq_len, batch_size
 
@@ -117,7 +119,7 @@ class Headed:
         if self._form == "tokens":
             _, places = tagged_ids(document, self._tokenizer)
             names = classes_of(self.shape)
-            tags = [names[i] for i in scores[0][places].argmax(-1)]
+            tags = [names[i] for i in self._best(scores[0][places])]
             words = [(self.shape.types[kind], text) for kind, text in self._found(document, tags)]
             return list(dict.fromkeys(words))
         text = document.fields["input"]
@@ -125,6 +127,16 @@ class Headed:
         words_of_text = reading.words_of(reading.unescape(text))[0]
         best = reading.best_answers(words_of_text, self._windows(document), ends)
         return best[0][0] if best else ""
+
+    def _best(self, scores_tc: np.ndarray) -> list[int]:
+        """The tags of a row's tokens, together if the head has a field, else one by one."""
+        if self._crf is None:
+            return scores_tc.argmax(-1).tolist()
+        top = scores_tc - scores_tc.max(-1, keepdims=True)
+        log_tc = top - np.log(np.exp(top).sum(-1, keepdims=True))
+        weights = [weight.asnumpy() for weight in self._crf.get_parameters()]
+        legal = legal_steps(classes_of(self.shape))
+        return best_tags(log_tc, weights[0], weights[1], weights[2], legal)[0]
 
     def _found(self, document: Document, tags: list[str]) -> list[tuple[str, str]]:
         return spans([token for token, _ in document.tagged], tags)

@@ -6,8 +6,9 @@ from typing import Any
 
 import mindspore as ms
 
+from mindplm.config_head import HeadConfig
 from mindplm.errors import ConfigError
-from mindplm.nn.heads import HeadedModel, HeadLoss
+from mindplm.nn.heads import CrfLoss, HeadedModel, HeadLoss
 
 
 class HeadParts:
@@ -18,23 +19,25 @@ class HeadParts:
         states: Network, name of states -> cell for `HeadedModel`.
         form: What the head scores.
         num_classes: Scores of a text or token.
-        name: Which states.
+        head: Which states, and whether there is a conditional random field.
     """
 
-    def __init__(self, cell: Any, states: Any, form: str, num_classes: int, name: str):
+    def __init__(self, cell: Any, states: Any, form: str, num_classes: int, head: HeadConfig):
         self._cell, self._states = cell, states
-        self._form, self._num_classes, self._name = form, num_classes, name
+        self._form, self._num_classes, self._head = form, num_classes, head
 
     def cell(self, config: Any, dtype=ms.float32) -> HeadedModel:
         """The network; parameters that the head does not look through are frozen."""
-        states = self._states(self._cell(config, dtype), self._name)
+        states = self._states(self._cell(config, dtype), self._head.states)
         for weight in states.unused():
             weight.requires_grad = False
-        std = config.init_std
-        return HeadedModel(states, self._form, self._num_classes, std=std, dtype=dtype)
+        more: dict[str, Any] = {"std": config.init_std, "crf": self._head.crf, "dtype": dtype}
+        return HeadedModel(states, self._form, self._num_classes, **more)
 
-    def loss(self, model: HeadedModel) -> HeadLoss:
+    def loss(self, model: HeadedModel) -> HeadLoss | CrfLoss:
         """The training cell."""
+        if self._head.crf:
+            return CrfLoss(model)
         return HeadLoss(model, self._form)
 
 

@@ -11,8 +11,9 @@ from typing import Any
 import mindspore as ms
 from mindspore import nn, ops
 
+from mindplm.nn.crf import Crf
 from mindplm.nn.layers import Linear
-from mindplm.nn.loss import masked_sums, take_positions
+from mindplm.nn.loss import IGNORE, masked_sums, take_positions
 
 
 class Head(nn.Cell):
@@ -51,15 +52,22 @@ class HeadedModel(nn.Cell):
         form: text, tokens or span: what is scored.
         num_classes: Scores of a text or token.
         std: Standard deviation of the first weights.
+        crf: Whether tags are scored together, by a field that is called `crf.*`.
         dtype: Type of the weights.
     """
 
-    def __init__(self, states: Any, form: str, num_classes: int, *, std: float, dtype):
+    def __init__(
+        self, states: Any, form: str, num_classes: int, *, std: float, crf: bool = False, dtype
+    ):
         super().__init__(auto_prefix=False)
         self.states, self.model = states, states.model
         self.of_text = form == "text"
         self.task = Head(states.width, num_classes, inner=self.of_text, std=std, dtype=dtype)
         self.task.update_parameters_name("task.")
+        field: Any = Crf(num_classes, ms.float32) if crf else None
+        self.crf = field
+        if crf:
+            field.update_parameters_name("crf.")
 
     @property
     def blocks(self):
@@ -76,6 +84,27 @@ def class_nll(scores_nc, labels_n):
     """Cross-entropy fp32 [N] in nats; that of rows whose label is IGNORE means nothing."""
     log_nc = ops.log_softmax(scores_nc, -1)
     return -ops.gather_d(log_nc, 1, ops.clamp(labels_n, min=0).expand_dims(1))[:, 0]
+
+
+class CrfLoss(nn.Cell):
+    """Sum of the losses of rows of tags under a conditional random field, and their tokens.
+
+    construct takes what `HeadLoss` takes.
+
+    Args:
+        model: The network with its head and field.
+    """
+
+    def __init__(self, model: HeadedModel):
+        super().__init__(auto_prefix=False)
+        self.model = model
+
+    def construct(self, ids_bt, spans_bt, target_pos, targets):
+        scores = self.model(ids_bt, spans_bt)
+        taken = take_positions(scores, target_pos).reshape((*target_pos.shape, scores.shape[2]))
+        real = (targets != IGNORE).astype(ms.float32)
+        nll_b = self.model.crf(ops.log_softmax(taken, -1), ops.clamp(targets, min=0), real)
+        return (nll_b * real[:, 0]).sum(), real.sum()
 
 
 class HeadLoss(nn.Cell):

@@ -26,7 +26,7 @@ family: {family}
 model: {{hidden_size: 32, num_heads: 2, ffn_size: 64, num_layers: {layers}, max_len: 32}}
 tokenizer: {{path: "{folder}/vocab.txt"}}
 runtime: {{device: cpu}}
-head: {{task: "{folder}/task.yaml", states: {states}}}
+head: {{task: "{folder}/task.yaml", {head}}}
 data: {{folder: "{folder}/rows", seq_len: 16,
   train: [{{path: "{folder}/{data}", task: "{folder}/task.yaml"}}]}}
 optim: {{lr: 1e-2, schedule: constant, weight_decay: 0}}
@@ -40,9 +40,9 @@ TASKS = {
     "span": "shape: {kind: reading}\nmetrics: [exact, f1]\n",
 }
 CASES = [
-    ("bert", "understanding", "text", "train.jsonl", "accuracy"),
-    ("bert", "understanding", "tokens", "train.conll", "span_f1"),
-    ("cpt", "both", "span", "train.json", "exact"),
+    ("bert", "states: understanding", "text", "train.jsonl", "accuracy"),
+    ("bert", "crf: true", "tokens", "train.conll", "span_f1"),
+    ("cpt", "states: both", "span", "train.json", "exact"),
 ]
 
 
@@ -70,21 +70,21 @@ def data_of(form: str) -> str:
     return json.dumps({"data": [{"paragraphs": paragraphs}]}, ensure_ascii=False)
 
 
-def written(folder: Path, family: str, states: str, form: str, data: str) -> Path:
+def written(folder: Path, family: str, head: str, form: str, data: str) -> Path:
     (folder / "vocab.txt").write_text("".join(f"{line}\n" for line in LINES), encoding="utf-8")
     (folder / "task.yaml").write_text(TASKS[form], encoding="utf-8")
     (folder / data).write_text(data_of(form), encoding="utf-8")
     layers = 1 if family == "bert" else "2, num_decoder_layers: 1"
-    text = RUN.format(folder=folder, family=family, states=states, layers=layers, data=data)
+    text = RUN.format(folder=folder, family=family, head=head, layers=layers, data=data)
     (folder / "run.yaml").write_text(text, encoding="utf-8")
     return folder / "run.yaml"
 
 
-@pytest.mark.parametrize(("family", "states", "form", "data", "metric"), CASES)
+@pytest.mark.parametrize(("family", "head", "form", "data", "metric"), CASES)
 def test_a_head_learns_its_task_and_is_measured_again_from_its_checkpoint(
-    family: str, states: str, form: str, data: str, metric: str, tmp_path: Path, capsys: Any
+    family: str, head: str, form: str, data: str, metric: str, tmp_path: Path, capsys: Any
 ) -> None:
-    path = written(tmp_path, family, states, form, data)
+    path = written(tmp_path, family, head, form, data)
     assert cli.main(["finetune", "-c", str(path)]) == 0, capsys.readouterr().err
     reports = [n for n in numbers(tmp_path / "run") if f"valid/task/{metric}" in n]
     assert reports[-1][f"valid/task/{metric}"] == pytest.approx(1.0)
@@ -125,11 +125,13 @@ def test_what_does_not_fit_is_refused_with_its_length() -> None:
 def test_kinds_of_data_and_families_without_heads_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="its shape is dialogue, a head learns classification"):
         form_of(ShapeConfig("dialogue"))
-    path = written(tmp_path, "bert", "understanding", "text", "train.jsonl")
+    path = written(tmp_path, "bert", "crf: false", "text", "train.jsonl")
     head = families.load_config(path).head
     assert families.rows_of("bert", head).name == "head of text"
     with pytest.raises(ConfigError, match="cpm_bee has no states for a head.*bert, cpt"):
         families.rows_of("cpm_bee", head)
+    with pytest.raises(ConfigError, match="head.crf=true is for tags of tokens"):
+        families.parts_of("bert", families.load_config(path, ["head.crf=true"]).head)
     made = families.parts_of("bert", families.load_config(path, ["head.states=both"]).head)
     with pytest.raises(ConfigError, match="head.states=both: bert has understanding only"):
         made.part("cell")(families.load_config(path, ["model.vocab_size=9"]).model)

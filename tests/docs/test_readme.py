@@ -90,7 +90,9 @@ def check_command(words: list[str]) -> None:
     if words[:1] == ["mindplm"]:
         check_verb(words[1:])
     elif words and re.fullmatch(r".*/(preprocess_dataset|pretrain\w*)\.sh", words[0]):
-        families.load_config(ROOT / words[1], words[2:])
+        # The checkpoint that a reader has downloaded is not here.
+        here = [word for word in words[2:] if not word.startswith("train.start=")]
+        families.load_config(ROOT / words[1], here)
 
 
 def check_verb(words: list[str]) -> None:

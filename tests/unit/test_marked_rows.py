@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from mindspore import Tensor
 
-from mindplm.config import SourceConfig
+from mindplm import families
+from mindplm.config import RuntimeConfig, SourceConfig
 from mindplm.config_head import HeadConfig, marked_form
 from mindplm.config_shape import ShapeConfig
+from mindplm.config_task import read_task
 from mindplm.data.draw import Work
+from mindplm.data.gpt1_tasks import arrays
 from mindplm.data.marked_rows import ROWS, MarkedDrawer, MarkedSettings, collate, marks_of
 from mindplm.data.packing import IGNORE, RowShape
 from mindplm.data.sources import SourceReader
 from mindplm.errors import ConfigError
+from mindplm.measure.headed import of_run
+from mindplm.measure.questions import read_questions
+from mindplm.models.gpt1.config import Gpt1Config
+from mindplm.nn.init import initialise
+from mindplm.runtime import setup
 from mindplm.tokenizers.bpe import BpeTokenizer
 from mindplm.tokenizers.bpe_vocab import build
 
@@ -103,3 +113,37 @@ def test_what_cannot_be_learned_is_refused():
         marked_form(ShapeConfig("choices", options=("o",), answer="text"), HEAD)
     with pytest.raises(ConfigError, match="rules\\+marks"):
         marks_of(BpeTokenizer({"a": 0}, [], "exact"))
+
+
+def test_a_head_answers_as_the_network_scores(tmp_path):
+    setup(RuntimeConfig(device="cpu"))
+    task_file = tmp_path / "task.yaml"
+    task_file.write_text(
+        "shape: {kind: choices, options: [o1, o2], show_options: false, answer: text}\n"
+        "method: likelihood\nmetrics: [accuracy]\n"
+    )
+    data = tmp_path / "data.jsonl"
+    lines = [{"text": f"the {w}", "o1": "cat", "o2": "mat dog", "label": i % 2}
+             for i, w in enumerate(["cat", "dog", "mat", "cat sat", "on"])]  # fmt: skip
+    data.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    head = HeadConfig(str(task_file))
+    parts = families.parts_of("gpt1", head)
+    sizes = Gpt1Config(vocab_size=TOKENIZER.vocab_size, hidden_size=16, num_heads=2, ffn_size=32,
+                       num_layers=1, max_len=SEQ_LEN, init_std=0.3)  # fmt: skip
+    model = parts.part("cell")(sizes)
+    initialise(model, 1)
+    assert {"head.weight", "head.bias", "embed.weight"} <= {w.name for w in model.get_parameters()}
+    assert model.head.weight.shape == (1, 16)
+    run = SimpleNamespace(head=head, data=SimpleNamespace(seq_len=SEQ_LEN), micro_batch_size=3,
+                          family="gpt1")  # fmt: skip
+    task = read_task(task_file)
+    result = of_run(run, model, TOKENIZER).measure(task, read_questions(task, str(data)))
+    examples = [[marked(line["text"], line[name]) for name in ("o1", "o2")] for line in lines]
+    columns = arrays(examples, MARKS, SEQ_LEN)
+    scores = model(*map(Tensor, columns.values())).asnumpy()
+    right = 0
+    for prediction, own, line in zip(result.predictions, scores, lines):
+        np.testing.assert_allclose(np.diff(prediction.nats), -np.diff(own), rtol=1e-3, atol=1e-4)
+        assert prediction.answer == ("cat", "mat dog")[int(own.argmax())]
+        right += int(own.argmax()) == line["label"]
+    assert result.figures[""]["accuracy"].value == pytest.approx(right / len(lines))

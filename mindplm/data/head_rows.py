@@ -164,12 +164,18 @@ def collate(
     """Rows to COLUMNS."""
     columns = token_rows.empty(num_rows, shape, COLUMNS[:2])
     for place, row in enumerate(rows):
-        ids, labels = row.tokens
-        columns["ids"][place, : len(row)] = ids
-        columns["spans"][place, : len(row)] = 1
-        at = np.flatnonzero(labels != IGNORE)
-        token_rows.put_targets(columns, place, at, labels[at])
+        _put_row(columns, place, row, ends=False)
     return columns
+
+
+def _put_row(columns: dict[str, np.ndarray], place: int, row: TokenRow, *, ends: bool) -> None:
+    """Enters a row; the targets are its labels, or the places of its first and last one."""
+    ids, labels = row.tokens
+    columns["ids"][place, : len(row)] = ids
+    columns["spans"][place, : len(row)] = 1
+    at = np.flatnonzero(labels != IGNORE)
+    at = at[[0, -1]] if ends else at
+    token_rows.put_targets(columns, place, at, at if ends else labels[at])
 
 
 def _collate_spans(
@@ -177,11 +183,7 @@ def _collate_spans(
 ) -> dict[str, np.ndarray]:
     columns = token_rows.empty(num_rows, shape, COLUMNS[:2])
     for place, row in enumerate(rows):
-        ids, labels = row.tokens
-        columns["ids"][place, : len(row)] = ids
-        columns["spans"][place, : len(row)] = 1
-        ends = np.flatnonzero(labels != IGNORE)[[0, -1]]
-        token_rows.put_targets(columns, place, ends, ends)
+        _put_row(columns, place, row, ends=True)
     return columns
 
 

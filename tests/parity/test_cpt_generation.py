@@ -8,14 +8,12 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import golden_dirs
-from test_causal_generation import NAMES
+from test_causal_generation import NAMES, written_ids
 from test_cpt_model import Case
 
 from mindplm.config import GenerateConfig, RuntimeConfig
 from mindplm.generate.compiled import CompiledNetwork
 from mindplm.generate.cpt_layout import cpt_layout
-from mindplm.generate.engine import Engine
-from mindplm.generate.policies import most_tokens, policy_maker
 from mindplm.generate.text_layout import TextPrompt
 from mindplm.models.cpt.decode import writing_cells
 from mindplm.runtime import setup
@@ -51,20 +49,7 @@ def test_what_is_written_is_what_the_original_writes(path, kind):
         ):
             continue
         chosen = settings(run["args"])
-        engine = Engine(network, layout, buckets=chosen.buckets, batch_size=3, fill=True)
-        written = dict(
-            engine.run(
-                prompts,
-                policy_maker(chosen, [0] * len(prompts)),
-                rows_per_prompt=chosen.beams,
-                max_new_tokens=most_tokens(chosen, prompts),
-            )
-        )
-        found = [
-            [SEP, *(token for token, _ in pairs)]
-            for i in range(len(prompts))
-            for pairs in written[i].ranked[: chosen.num_best]
-        ]
+        found = written_ids(network, layout, prompts, chosen, [[SEP]] * len(prompts))
         length = run["args"]["max_length"]
-        padded = [ids + [0] * (length - len(ids)) for ids in found]
-        assert padded == run["sequences"], run["name"]
+        filled = [[*ids, *[0] * (length - len(ids))] for ids in found]
+        assert filled == run["sequences"], run["name"]

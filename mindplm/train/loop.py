@@ -250,7 +250,12 @@ class _Run:
             self._log(done)
         pause_s = time.perf_counter()
         if valid_due and (self.valid or self.measure):
-            self._validate(done, writer)
+            try:
+                self._validate(done, writer)
+            except Exception:
+                if save_due:  # what cannot be measured is no reason to lose the steps
+                    self.trainer.save(writer)
+                raise
         if inspect_due:
             self.inspector(done)
         if save_due or self.best.exhausted:

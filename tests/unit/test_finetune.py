@@ -125,6 +125,16 @@ def test_one_record_one_step_and_no_evaluation_leave_a_usable_model(
     assert generate.generate(model, tokenizer, ["床"], max_new_tokens=2)
 
 
+def test_a_failure_of_measuring_does_not_lose_the_steps(settings: Path, monkeypatch: Any) -> None:
+    def broken(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr("mindplm.finetune.asked", broken)
+    with pytest.raises(RuntimeError, match="broken"):
+        finetune(config_of(settings, "data.valid=[]", "train.steps=1"))
+    assert RunFolder(settings.parent / "run").steps() == [1]
+
+
 # --- adapters -------------------------------------------------------------------------------------
 
 LORA = ("lora.rank=2", "lora.dropout=0.3", "finetune.tasks=[]")

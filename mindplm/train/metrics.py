@@ -15,6 +15,7 @@ import numpy as np
 from mindplm import files
 from mindplm.errors import DataError
 from mindplm.runtime import log
+from mindplm.train.board import Board
 
 FILE = "metrics.jsonl"
 
@@ -46,17 +47,15 @@ class Metrics:
         self.total_steps = total_steps
         self.path = Path(run_folder) / FILE
         self._file: Any = None
-        self._board: Any = None
+        self._board: Board | None = None
         if not rank0:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if append and resumed_step is not None:
             cut_after(self.path, resumed_step)
         self._file = open(self.path, "a" if append else "w", encoding="utf-8")  # noqa: SIM115
-        from tensorboardX import SummaryWriter
-
         purge = None if resumed_step is None else resumed_step + 1
-        self._board = SummaryWriter(str(self.path.parent / "tensorboard"), purge_step=purge)
+        self._board = Board(self.path.parent / "tensorboard", purge)
 
     def __enter__(self) -> Metrics:
         return self
@@ -66,7 +65,7 @@ class Metrics:
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Reports the values of a step."""
-        if self._file is None:
+        if self._file is None or self._board is None:
             return
         log.info("%s", console_line(step, self.total_steps, values))
         numbers = {name: float(value) for name, value in values.items()}
@@ -80,10 +79,11 @@ class Metrics:
 
     def close(self) -> None:
         """Flushes and closes the files."""
-        if self._file is not None:
-            self._file.close()
-            self._board.close()
-            self._file = None
+        file, board = self._file, self._board
+        self._file = self._board = None
+        if file is not None and board is not None:
+            file.close()
+            board.close()
 
 
 # --- console --------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import pytest
 from mindplm import runtime
 from mindplm.errors import DataError
 from mindplm.train import metrics
+from mindplm.train.board import Board
 from mindplm.train.metrics import Metrics, console_line, duration, plot_losses, read_metrics
 
 VALUES = {
@@ -112,6 +113,15 @@ def test_the_picture_is_small(tmp_path: Path) -> None:
 def test_smoothing_keeps_a_constant_and_the_length() -> None:
     assert np.allclose(metrics._smooth(np.full(100, 3.0)), 3.0)
     assert len(metrics._smooth(np.arange(7.0))) == 7
+
+
+def test_a_full_disk_is_told_by_the_board(tmp_path: Path) -> None:
+    """The event file is written at once, so nothing waits for a thread that has died."""
+    board = Board(tmp_path)
+    with pytest.raises(OSError, match="No space left"), open("/dev/full", "wb", 0) as full:
+        board._writer._py_recordio_writer._writer = full
+        for step in range(100):
+            board.add_scalar("train/loss", 1.0, step)
 
 
 def test_pictures_and_boards_are_loaded_on_use_only() -> None:

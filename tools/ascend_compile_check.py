@@ -1,6 +1,7 @@
 """Compiles the training step for Ascend on a machine without Ascend.
 
     python tools/ascend_compile_check.py --subset                a few small rows, under a minute
+    python tools/ascend_compile_check.py --small                 all kinds of layouts, two layers
     python tools/ascend_compile_check.py --config FILE           a run's own layout
     python tools/ascend_compile_check.py --one-card              all operators, fp16 and bf16
     python tools/ascend_compile_check.py --all --out FILE.md     every size and layout; for hours
@@ -43,6 +44,7 @@ def _arguments() -> argparse.ArgumentParser:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--all", action="store_true", help="every size and layout")
     what.add_argument("--subset", action="store_true", help="a few small rows")
+    what.add_argument("--small", action="store_true", help="all kinds of layouts, two layers")
     what.add_argument("--one-card", action="store_true", help="every operator on one card")
     what.add_argument("--config", metavar="FILE", help="the layout of a run")
     what.add_argument("--memory", metavar="FILE", help="count which layouts of a run fit; quick")
@@ -61,6 +63,8 @@ def chosen(args: argparse.Namespace) -> Iterator[rows.Row]:
     """The rows that the command line asks for."""
     if args.subset:
         yield from rows.subset()
+    elif args.small:
+        yield from rows.small()
     elif args.one_card:
         yield from rows.one_card()
     elif args.config:

@@ -87,9 +87,17 @@ def step(config: RunConfig, world: int) -> dict[str, Any]:
 
 
 def _slices(network: Any) -> dict[str, list[int]]:
-    """Shape of what this device holds of each weight, moment and sum."""
-    layouts = network.parameter_layout_dict
-    return {name: list(layout[2]) for name, layout in layouts.items() if "weight" in name}
+    """Shape of what this device holds of each weight, moment and sum.
+
+    A layout names its shape after the cuts of operators, and, as "4-...", the group of devices that
+    the optimizer's shard spreads the first axis over.
+    """
+    found = {}
+    for name, layout in network.parameter_layout_dict.items():
+        if "weight" in name:
+            shape, group = list(layout[2]), layout[5]
+            found[name] = [shape[0] // int(group.partition("-")[0] if group else 1), *shape[1:]]
+    return found
 
 
 class _Unrun(CompiledNetwork):

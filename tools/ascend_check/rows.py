@@ -13,6 +13,10 @@ from mindplm.shards import check_cards, stages_of
 SIZES = ("1b", "2b", "5b", "10b")
 STEP, WRITE = "step", "write"
 _MICRO_BATCH = 2
+_TINY = {
+    "preset": "tiny",
+    **{"vocab_size": 1000, "hidden_size": 64, "num_heads": 4, "head_dim": 16, "ffn_size": 128},
+}
 
 
 @dataclass(frozen=True)
@@ -156,10 +160,7 @@ def one_card() -> Iterator[Row]:
 
 def subset() -> Iterator[Row]:
     """A few rows of a model of two layers, that compile in less than a minute together."""
-    model = {
-        "preset": "tiny",
-        **{"vocab_size": 1000, "hidden_size": 64, "num_heads": 4, "head_dim": 16, "ffn_size": 128},
-    }
+    model = _TINY
     note = "tiny, 2 layers"
     layout = Layout(8, data=2, model=4, optimizer_shard=True)
     yield Row("tiny", layout, 3, tree_of(model, layout, 64), note=note)
@@ -167,6 +168,20 @@ def subset() -> Iterator[Row]:
     yield Row("tiny", layout, 0, tree_of(model, layout, 64), note=note)
     plain = {**model, "vocab_size": _shipped_vocabulary()}
     yield Row("tiny", layout, 0, tree_of(plain, layout, 64), WRITE, note=note)
+
+
+def small() -> Iterator[Row]:
+    """Every kind of layout on eight cards, with a model of two layers."""
+    kinds = (
+        Layout(8, data=2, model=2, pipeline=2, micro_batches=4, recompute=True),
+        Layout(8, data=2, model=4, micro_batches=4, optimizer_shard=True, recompute=True),
+        Layout(8, data=4, model=2, recompute=True, sequence=True),
+        Layout(8, data=2, model=2, pipeline=2, micro_batches=4, optimizer_shard=True),
+        Layout(8, data=8, micro_batches=2, recompute=True),
+    )
+    for layout in kinds:
+        for rank in ranks(layout, few=layout.pipeline == 1):
+            yield Row("tiny", layout, rank, tree_of(_TINY, layout, 64), note="tiny, 2 layers")
 
 
 def _shipped_vocabulary() -> int:

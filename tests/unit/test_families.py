@@ -15,9 +15,8 @@ import pytest
 import yaml
 from conftest import ROOT, golden_dirs
 from safetensors import safe_open
-from synthetic_checkpoint import vocabulary
 
-from mindplm import checkpoint, families
+from mindplm import assets, checkpoint, families
 from mindplm.errors import ConfigError, VocabError
 from mindplm.models.cpm_bee.config import (
     PRESETS,
@@ -28,6 +27,7 @@ from mindplm.models.cpm_bee.config import (
     rules,
     to_openbmb,
 )
+from mindplm.tokenizers.cpm_bee import CpmBeeTokenizer
 from mindplm.weights.rules import to_ours, to_theirs
 
 PUBLISHED = {
@@ -177,14 +177,15 @@ def test_every_shipped_config_can_be_read(
     monkeypatch.chdir(tmp_path)
     begun_with = yaml.safe_load(path.read_text())["train"].get("start")
     if begun_with:  # a run of another config; here it is a small CPM-Bee
-        bee = dataclasses.replace(PRESETS["tiny"], vocab_size=300)
+        words = CpmBeeTokenizer.from_file(assets.path(assets.DEFAULT_VOCAB))
+        bee = dataclasses.replace(PRESETS["tiny"], vocab_size=words.vocab_size)
         shapes = parameter_shapes(bee).items()
         checkpoint.write(
             tmp_path / begun_with,
             family="cpm_bee",
             model_config=dataclasses.asdict(bee),
             weights={name: np.zeros(shape, np.float32) for name, shape in shapes},
-            tokenizer_files=vocabulary(300).files(),
+            tokenizer_files=words.files(),
         )
     config = families.load_config(path)
     parts = families.family(config.family)

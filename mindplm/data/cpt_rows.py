@@ -179,6 +179,11 @@ def _put_record(
     token_rows.put_targets(columns, place, np.arange(len(written)), written)
 
 
+def _numbers(shape: RowShape) -> int:
+    """Most int32 numbers of a stored row."""
+    return 4 * shape.seq_len + 4
+
+
 ROWS = RowKind(
     name="cpt",
     tasks=TASKS,
@@ -191,6 +196,6 @@ ROWS = RowKind(
     packer=token_rows.OneEach,
     row=token_rows.row,
     collate=collate,
-    numbers=lambda shape: 4 * shape.seq_len + 4,
+    numbers=_numbers,
     draws=True,
 )

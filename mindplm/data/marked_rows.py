@@ -209,6 +209,11 @@ def _settings(config: RunConfig, split: str) -> MarkedSettings:
     return MarkedSettings(shape, repeat, config.runtime.seed, form)
 
 
+def _numbers(shape: RowShape) -> int:
+    """Most int32 numbers of a stored row."""
+    return (2 * shape.seq_len + 1) * shape.max_targets + 1
+
+
 ROWS = RowKind(
     name="marked",
     tasks=(RECORD,),
@@ -221,5 +226,5 @@ ROWS = RowKind(
     packer=OneByOne,
     row=token_rows.row,
     collate=collate,
-    numbers=lambda shape: (2 * shape.seq_len + 1) * shape.max_targets + 1,
+    numbers=_numbers,
 )

@@ -115,7 +115,11 @@ class Plan:
 
     def ended(self, process: subprocess.Popen[bytes], *expected: int) -> str:
         """Waits for the end of a command; what it said."""
-        status = process.wait(PATIENCE_S)
+        try:
+            status = process.wait(PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise RunError(f"it does not end:\n{self.said()[-3000:]}") from None
         if status not in expected or "Traceback" in self.said():
             raise RunError(f"status {status}, expected one of {expected}:\n{self.said()[-3000:]}")
         return self.said()

@@ -188,6 +188,8 @@ def test_every_shipped_config_can_be_read(
             tokenizer_files=words.files(),
         )
     config = families.load_config(path)
+    assert config.family == path.parent.name
+    assert config.model.vocab_size > 0
     parts = families.family(config.family)
     assert parts.part("num_parameters")(config.model) > 0
     assert path.read_text().startswith("#"), "the header comment gives the command"

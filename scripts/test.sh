@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the tests need and runs all checks: format, lint, types, tests.
 #   scripts/test.sh [pytest arguments ...]
+#   MINDPLM_TEST_WORKERS=N   test files that run side by side (default: 2; each takes up to 4 GB)
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
@@ -11,8 +12,10 @@ say "Format, lint and types"
 "$PYTHON" -m ruff check .
 "$PYTHON" -m mypy
 say "Tests"
-# A process for each part: the graphs that all of them compile fill the memory of a small machine.
+# A call for each part: the graphs that all of them compile fill the memory of a small machine.
+# tests/dist and tests/docs start several processes themselves.
 parts=(tests/unit tests/contract tests/parity tests/dist tests/docs)
+beside=(-n "${MINDPLM_TEST_WORKERS:-2}" --dist loadfile)
 for word in "$@"; do
     if [ -e "${word%%::*}" ]; then
         parts=("")
@@ -21,7 +24,11 @@ done
 status=0
 for part in "${parts[@]}"; do
     code=0
-    "$PYTHON" -m pytest ${part:+"$part"} "$@" || code=$?
+    case $part in
+        tests/unit | tests/contract | tests/parity) workers=("${beside[@]}") ;;
+        *) workers=(-n 0) ;;
+    esac
+    "$PYTHON" -m pytest "${workers[@]}" ${part:+"$part"} "$@" || code=$?
     if [ "$code" != 0 ] && [ "$code" != 5 ]; then # 5: no test of that name there
         status=$code
     fi

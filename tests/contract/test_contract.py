@@ -101,13 +101,12 @@ def test_padding_changes_nothing(name, sizes):
 
 
 @EVERY
-@pytest.mark.parametrize("num_micro", [2, 4])
-def test_cutting_a_batch_changes_nothing(name, num_micro):
+def test_cutting_a_batch_changes_nothing(name):
     """Weights differ by at most 5e-5 of their norm: where a gradient is nothing but rounding,
     Adam makes a step of it, so single values may differ by more."""
     made = tiny(name)
     columns = made.columns()
-    whole, cut = Stepper(made), Stepper(made, num_micro=num_micro)
+    whole, cut = Stepper(made), Stepper(made, num_micro=4)
     for _ in range(5):
         np.testing.assert_allclose(cut(columns), whole(columns), rtol=1e-6)
     ours = cut.weights()

@@ -20,6 +20,8 @@ class GenerateConfig:
     """A blank is not ended before it has so many tokens."""
     stop: tuple[str, ...] = ()
     """A blank ends before the first of these texts."""
+    bad_words: tuple[str, ...] = ()
+    """No blank holds one of these texts, spaces aside, nor as a part of a longer word."""
     beams: int = 1
     """Beams of the search; 1 with temperature 0: greedy."""
     num_best: int = 1
@@ -67,10 +69,12 @@ class GenerateConfig:
             f"generate.min_new_tokens={self.min_new_tokens} is more than "
             f"generate.max_new_tokens={self.max_new_tokens}",
         )
-        require(
-            not isinstance(self.stop, str) and all(self.stop),
-            f"generate.stop={self.stop!r}, expected a list of texts that are not empty",
-        )
+        for name in ("stop", "bad_words"):
+            texts = getattr(self, name)
+            require(
+                not isinstance(texts, str) and all(texts),
+                f"generate.{name}={texts!r}, expected a list of texts that are not empty",
+            )
         require(
             self.num_best <= self.beams,
             f"generate.num_best={self.num_best}, expected at most generate.beams={self.beams}",

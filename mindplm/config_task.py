@@ -14,7 +14,11 @@ from mindplm.errors import ConfigError
 from mindplm.strict import Source, apply_overrides, at_least, build, key_paths, require
 from mindplm.yaml_io import load_yaml
 
-METRICS = ("accuracy", "exact", "f1", "spans", "bleu", "chrf", "rouge", "perplexity")
+BY_CHARACTER = ("character_bleu", "character_rouge", "character_overlap", "distinct")
+METRICS = (
+    *("accuracy", "exact", "f1", "spans", "bleu", "chrf", "rouge", "perplexity"),
+    *BY_CHARACTER,
+)
 _CHOOSING = ("classification", "pairs", "choices")
 
 
@@ -26,8 +30,9 @@ class TaskConfig:
     """What the lines of the data are."""
     metrics: tuple[str, ...]
     """accuracy (of a choice), exact and f1 (of short answers), spans (precision, recall and F1 of
-    extracted texts), bleu, chrf, rouge (of texts), perplexity (of the right answers). The first
-    is the one that finetuning watches."""
+    extracted texts), bleu, chrf, rouge (of texts), perplexity (of the right answers);
+    character_bleu, character_rouge, character_overlap and distinct, by character as CPT's figures
+    are. The first is the one that finetuning watches."""
     name: str = ""
     """Name in tables; empty: that of the file."""
     path: str = ""

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from mindplm.data import binary
+from mindplm.data import binary, indexed
 from mindplm.errors import DataError
 
 CHUNK_BYTES = 1 << 18
@@ -37,11 +37,11 @@ class Chunk:
     Attributes:
         file: Number of the file in its source.
         label: What the file is called in messages.
-        kind: json lines, text, csv, tsv, items, binary, documents.
+        kind: json lines, text, csv, tsv, items, binary, indexed, documents.
         first: Number of its first line, record or item in the file, from 1 on.
         read_bytes: Bytes of the file that were read for it, to show progress.
         path: The file (for a binary data set, one of its files).
-        start: Where it begins in the file.
+        start: Where it begins in the file; of an indexed one, its first document from 0 on.
         end: Where it ends.
         data: Its contents, if they were unpacked; else they are read from the file.
         header: Names of the columns of a table.
@@ -87,6 +87,9 @@ def chunks_of(number: int, label: str, path: Path, kind: str) -> Iterator[Chunk]
     if kind == binary.KIND:
         yield from _binary_chunks(number, label, path)
         return
+    if kind == indexed.KIND:
+        yield from _sentence_chunks(number, label, path)
+        return
     if kind == "parquet":
         yield from _item_chunks(number, label, path, _parquet(path))
         return
@@ -114,6 +117,18 @@ def _line_chunks(
         line += data.count(b"\n")
     if start == 0:
         yield Chunk(number, label, kind, 1, 0, path, data=b"")
+
+
+def _sentence_chunks(number: int, label: str, path: Path) -> Iterator[Chunk]:
+    found = indexed.IndexedDataset(path)
+    first = size = 0
+    for document in range(found.num_documents):
+        own = slice(*found.document_starts[document : document + 2].tolist())
+        size += int(found.sizes[own].sum()) * found.dtype.itemsize
+        last = document == found.num_documents - 1
+        if size >= CHUNK_BYTES or last:
+            yield Chunk(number, label, indexed.KIND, first + 1, size, path, first, document + 1)
+            first, size = document + 1, 0
 
 
 def line_pieces(raw: IO[bytes], label: str, path: Path) -> Iterator[bytes]:

@@ -1,5 +1,7 @@
 """CPT's rows: sentences of one document, masked and permuted anew at each use; or a record.
 
+A document is a text, or sentences of ids from an index (`mindplm.data.indexed`).
+
 Of sentences two columns are kept, ids and a flag for the first token of each sentence; of a record
 the ids of both sides, flagged READ and WRITTEN.
 """
@@ -17,9 +19,11 @@ from mindplm.data.causal_text import answer_of, plain_text
 from mindplm.data.cpm_bee import ANSWER, RecordError
 from mindplm.data.cpt_text import END_MARKS, Marks, RandomDraw, cut_sentences, make_sample, row_of
 from mindplm.data.draw import Drawn, Work, task_number
+from mindplm.data.indexed import SENTENCES
 from mindplm.data.kinds import Draws, RowKind, RowSettings
 from mindplm.data.packing import IGNORE, RowShape
 from mindplm.data.sources import RECORD, Problem
+from mindplm.data.tasks import generator
 from mindplm.data.token_rows import Piece, TextDrawer, TokenRow
 from mindplm.text import unescape
 from mindplm.tokenizers.wordpiece import WordPieceTokenizer
@@ -53,14 +57,49 @@ class _MakePiece:
         sentences = [ids for part in cut if (ids := tokenizer.ids_of(tokenizer.tokenize(part)))]
         if not sentences:
             raise RecordError("no text that the tokenizer sees", reason="empty text")
-        size = sum(map(len, sentences))
-        need = len(row_of(sentences, self._marks, 3 * size + 3))
+        need = row_len(sentences, self._marks)
         if need > self._seq_len:
             message = f"sentences of {need} tokens, seq_len is {self._seq_len}"
             raise RecordError(message, reason="too long", too_big=True)
-        flags = [int(i == 0) for ids in sentences for i in range(len(ids))]
-        tokens = np.array([[token for ids in sentences for token in ids], flags], np.int32)
-        return Piece(tokens, num_targets=need)
+        return _piece(sentences, need)
+
+
+def _piece(sentences: Sequence[Sequence[int]], need: int) -> Piece:
+    flags = [int(i == 0) for ids in sentences for i in range(len(ids))]
+    tokens = np.array([[token for ids in sentences for token in ids], flags], np.int32)
+    return Piece(tokens, num_targets=need)
+
+
+def row_len(sentences: Sequence[Sequence[int]], marks: Marks) -> int:
+    """Tokens of a row of sentences."""
+    return len(row_of(sentences, marks, 3 * sum(map(len, sentences)) + 3))
+
+
+def pieces_of(
+    sentences: Sequence[Sequence[int]], marks: Marks, seq_len: int, first_len: int = 0
+) -> list[Piece]:
+    """Rows of as many sentences of ids as fit; a sentence longer than a row is cut.
+
+    Args:
+        sentences: Of one document.
+        marks: Of the tokenizer.
+        seq_len: Most tokens of a row.
+        first_len: The same for the first row, so that a document is not always cut alike; 0: the
+            usual.
+    """
+    most = max(1, (seq_len - 2) // 2)  # with an end mark at each token it still fits
+    waiting = [ids[i : i + most] for ids in sentences for i in range(0, len(ids), most)]
+    found: list[Piece] = []
+    group: list[Sequence[int]] = []
+    limit, need = first_len or seq_len, 0
+    for ids in waiting:
+        size = row_len([*group, ids], marks)
+        if group and size > limit:
+            found.append(_piece(group, need))
+            group, limit = [], seq_len
+            size = row_len([ids], marks)
+        group, need = [*group, ids], size
+    return [*found, _piece(group, need)] if group else found
 
 
 def read_ids(record: Mapping[str, Any], tokenizer: Any) -> list[int]:
@@ -107,7 +146,8 @@ class CptDrawer:
         settings: RowSettings,
     ):
         self._seq_len = size = settings.shape.seq_len
-        self._tokenizer = tokenizer
+        self._tokenizer, self._names, self._seed = tokenizer, list(names), settings.seed
+        self._marks = _marks(tokenizer)
         self._texts = TextDrawer(
             sources,
             names,
@@ -124,6 +164,8 @@ class CptDrawer:
 
     def __call__(self, work: Work) -> Drawn:
         """Draws from one document."""
+        if SENTENCES in work.document.fields and "text" not in work.document.fields:
+            return self._sentences(work)
         if ANSWER not in work.document.fields:
             return self._texts(work)
         drawn = Drawn(work.source, work.draw, work.document.place, True)
@@ -134,6 +176,24 @@ class CptDrawer:
             return drawn
         piece.task = task_number(work.source, RECORD, TASKS)
         drawn.instances.append(piece)
+        return drawn
+
+    def _sentences(self, work: Work) -> Drawn:
+        """The rows of a document of ids."""
+        sentences = work.document.fields[SENTENCES]
+        drawn = Drawn(work.source, work.draw, work.document.place, False)
+        largest = max(map(max, sentences))
+        if largest >= self._tokenizer.vocab_size:
+            message = f"token {largest}, the vocabulary has {self._tokenizer.vocab_size}"
+            drawn.problems.append(Problem(drawn.place, "unknown token", message))
+            return drawn
+        seed, first = self._seed, 0
+        if work.draw:
+            rng = generator(seed, self._names[work.source], work.number, work.draw)
+            first = int(rng.integers(self._seq_len // 2, self._seq_len + 1))
+        for piece in pieces_of(sentences, self._marks, self._seq_len, first):
+            piece.task = task_number(work.source, DENOISE, TASKS)
+            drawn.instances.append(piece)
         return drawn
 
 
@@ -198,4 +258,5 @@ ROWS = RowKind(
     collate=collate,
     numbers=_numbers,
     draws=True,
+    takes_sentences=True,
 )

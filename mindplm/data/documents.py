@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Union
 
-from mindplm.data import binary
+from mindplm.data import binary, indexed
 from mindplm.data.chunks import BOM, line_pieces
 from mindplm.data.cpm_bee import ANSWER
 
@@ -26,6 +26,8 @@ class InputFile(NamedTuple):
     @property
     def parts(self) -> list[Path]:
         """The files on disk."""
+        if self.kind == indexed.KIND:
+            return list(indexed.files_of(self.path))
         if self.kind != binary.KIND:
             return [self.path]
         names = [file.file_name for file in binary.read_meta(self.path) if not file.mask]

@@ -15,6 +15,7 @@ import numpy as np
 
 from mindplm.config import RunConfig, SourceConfig
 from mindplm.config_task import read_task
+from mindplm.data.indexed import is_indexed
 from mindplm.data.packing import RowShape
 from mindplm.data.sources import RECORD
 from mindplm.data.tasks import check_tasks
@@ -82,6 +83,7 @@ class RowKind:
         numbers: Most int32 numbers of a stored row of a shape.
         draws: Whether batches are drawn anew each time, as masks are; then every rank makes the
             whole global batch, since the number of targets is not known before.
+        takes_sentences: Whether a document may be sentences of ids instead of a text.
     """
 
     name: str
@@ -97,6 +99,7 @@ class RowKind:
     collate: Callable[..., dict[str, np.ndarray]]
     numbers: Callable[[RowShape], int]
     draws: bool = False
+    takes_sentences: bool = False
 
     def sources(self, sources: Sequence[SourceConfig]) -> list[SourceConfig]:
         """The sources with the usual tasks where they name none, and the shapes of task files.
@@ -111,6 +114,11 @@ class RowKind:
         if source.task:
             shape = read_task(source.task).shape
             source = dataclasses.replace(source, shape=shape, task="")
+        if is_indexed(source.path) and (source.shape or not self.takes_sentences):
+            raise ConfigError(
+                f"data source {source.path} holds sentences of token ids; only cpt's pretraining "
+                "rows are made of them, and they have no shape"
+            )
         if source.shape is None:
             records = source.transforms is not None and RECORD in self.tasks
             usual = {RECORD: 1.0} if records else dict(self.usual)

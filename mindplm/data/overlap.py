@@ -128,6 +128,8 @@ def _leaves(value: Any) -> Iterator[str]:
     elif isinstance(value, Mapping):
         for item in value.values():
             yield from _leaves(item)
+    elif isinstance(value, list) and value and isinstance(value[0], int):
+        yield " ".join(map(str, value))  # a sentence of ids
     elif isinstance(value, (list, tuple)):
         for item in value:
             yield from _leaves(item)

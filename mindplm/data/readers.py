@@ -9,7 +9,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Iterator
 
-from mindplm.data import binary
+from mindplm.data import binary, indexed
 from mindplm.data.chunks import BOM, Chunk
 from mindplm.data.documents import Document, Item, Problem, json_lines, split_lines, text_lines
 from mindplm.data.tables import SEPARATORS, table_rows
@@ -22,6 +22,9 @@ _LONGEST_TEXT = 200_000
 
 def documents_of(chunk: Chunk) -> Iterator[tuple[int, Item]]:
     """The documents and problems of a chunk, with numbers that no other of the file has."""
+    if chunk.kind == indexed.KIND:
+        yield from _sentences(chunk)
+        return
     data = chunk.content()
     if not data and chunk.first == 1 and chunk.kind != binary.KIND:
         yield 0, Problem(chunk.label, "empty file", "the file is empty")
@@ -66,6 +69,17 @@ def _texts(chunk: Chunk, lines: Iterator[tuple[int, bytes]]) -> Iterator[tuple[i
             text, size = [], 0
     if text:
         yield first, Document(f"{chunk.label}:{first}", {"text": "\n".join(text)})
+
+
+def _sentences(chunk: Chunk) -> Iterator[tuple[int, Item]]:
+    found = indexed.IndexedDataset(chunk.path)
+    for number in range(chunk.start, chunk.end):
+        place = f"{chunk.label}:document {number + 1}"
+        sentences = [ids.tolist() for ids in found.document(number) if len(ids)]
+        if sentences:
+            yield number, Document(place, {indexed.SENTENCES: sentences})
+        else:
+            yield number, Problem(place, "empty document", "the document has no tokens")
 
 
 def _records(chunk: Chunk, data: bytes) -> Iterator[tuple[int, Item]]:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from mindplm.assets import corpus
 from mindplm.config import SourceConfig
-from mindplm.data import binary
+from mindplm.data import binary, indexed
 from mindplm.data.chunks import CHUNK_BYTES, Chunk, chunks_of
 from mindplm.data.cpm_bee import ANSWER
 from mindplm.data.documents import Document, InputFile, Item, Problem, numbered_lines
@@ -41,8 +41,9 @@ KINDS = {
     ".parquet": "parquet",
     ".conll": "tagged",
     ".bio": "tagged",
+    indexed.SUFFIX: indexed.KIND,
 }
-"""Suffix -> what a file holds; tagged tokens need a shape."""
+"""Suffix -> what a file holds; tagged tokens need a shape, .idx a .bin beside it."""
 PACKED = (".gz", ".zst")
 RECORD = "record"
 """Task of a source whose documents are records already."""
@@ -82,10 +83,10 @@ def _kind(path: Path) -> str:
     packed = suffix in PACKED
     if packed:
         suffix = Path(path.stem).suffix.lower()
-    if suffix not in KINDS or (packed and KINDS[suffix] == "parquet"):
+    if suffix not in KINDS or (packed and KINDS[suffix] in ("parquet", indexed.KIND)):
         raise DataError(
             f"{path}: unknown kind of file; expected {', '.join(KINDS)} (or these but .parquet "
-            f"with {' or '.join(PACKED)})"
+            f"and .idx with {' or '.join(PACKED)})"
         )
     return KINDS[suffix]
 
@@ -107,6 +108,7 @@ class Wanted:
         takes_records: Whether documents with an answer are taken as they are.
         changed: Whether a transform makes records of them: then any object will do.
         shaped: Whether they are records already, by a shape.
+        tokens: Whether they are sentences of ids.
     """
 
     text_field: str
@@ -114,6 +116,7 @@ class Wanted:
     takes_records: bool
     changed: bool
     shaped: bool
+    tokens: bool = False
 
     @classmethod
     def of(cls, source: SourceConfig) -> Wanted:
@@ -122,11 +125,12 @@ class Wanted:
         texts = not source.tasks or any(w > 0 for t, w in source.tasks.items() if t != RECORD)
         records = source.tasks.get(RECORD, 0) > 0
         changed, shaped = source.transforms is not None, source.shape is not None
-        return cls(source.text_field, texts, records, changed, shaped)
+        tokens = indexed.is_indexed(source.path)
+        return cls(source.text_field, texts, records, changed, shaped, tokens)
 
     def check(self, item: Item) -> Item:
         """The document with its text under "text", or why it cannot be used."""
-        if isinstance(item, Problem) or self.changed or self.shaped:
+        if isinstance(item, Problem) or self.changed or self.shaped or self.tokens:
             return item
         if ANSWER in item.fields and self.takes_records:
             return item

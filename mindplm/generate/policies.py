@@ -17,6 +17,8 @@ from mindplm.generate.sampling import Sampler
 from mindplm.generate.search import BeamSearch
 from mindplm.strict import suggest
 
+_TEXTS = ("stop", "bad_words")
+
 
 def with_changes(settings: GenerateConfig | None, changes: Mapping[str, Any]) -> GenerateConfig:
     """Settings with some fields changed.
@@ -28,8 +30,8 @@ def with_changes(settings: GenerateConfig | None, changes: Mapping[str, Any]) ->
     for name in changes:
         if name not in known:
             raise ConfigError(f"generate has no setting {name}{suggest(name, known)}")
-    if isinstance(changes.get("stop"), list):
-        changes = {**changes, "stop": tuple(changes["stop"])}
+    texts = {n: tuple(v) for n, v in changes.items() if n in _TEXTS and isinstance(v, list)}
+    changes = {**changes, **texts}
     return dataclasses.replace(settings or GenerateConfig(), **changes)
 
 
@@ -44,6 +46,7 @@ def policy_maker(config: GenerateConfig, seeds: Sequence[int]) -> PolicyMaker:
         filter_first=config.filter_first,
         no_repeat_ngram=config.no_repeat_ngram,
         early_stopping=config.early_stopping,
+        bad_words=config.bad_words,
     )
     if config.beams > 1:
         return lambda plan, _: BeamSearch(

@@ -15,6 +15,7 @@ from typing import Callable, NamedTuple, Protocol
 import numpy as np
 
 from mindplm.errors import ConfigError
+from mindplm.generate.bad_words import bad_words_of, without_spaces
 
 FORBIDDEN = np.float32(-10000.0)
 Pairs = list[tuple[int, int]]
@@ -77,6 +78,7 @@ class Extras:
         filter_first: Sampling is cut by top_k and top_p before the temperature shapes what is left.
         no_repeat_ngram: No run of so many tokens is written twice; 0: no such rule.
         early_stopping: A search of HF's kind ends with as many finished beams as there are beams.
+        bad_words: No blank holds one of these, spaces aside.
     """
 
     per_blank: bool = False
@@ -87,6 +89,7 @@ class Extras:
     filter_first: bool = False
     no_repeat_ngram: int = 0
     early_stopping: bool = False
+    bad_words: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.min_new_tokens < 0:
@@ -161,6 +164,8 @@ class Rows:
         self.num_fed = self._num_before
         self._tails = [""] * num
         self._tail = max(map(len, extras.stop), default=1) - 1
+        self._bad = bad_words_of(extras.bad_words, plan.vocab_size, plan.piece)
+        self._said = [""] * num
         self._no_unk = np.flatnonzero(~plan.allowed_unk[self.sentence])
         self._no_ext = ~plan.allowed_ext[self.sentence]
 
@@ -171,6 +176,7 @@ class Rows:
         self.classes = self.classes[parents]
         self.next = Feed(*(values[parents] for values in self.next))
         self._tails = [self._tails[parent] for parent in parents.tolist()]
+        self._said = [self._said[parent] for parent in parents.tolist()]
 
     def write(self, row: int, token: int) -> None:
         """Lets a row continue with a class; one that closes a blank opens the next."""
@@ -178,7 +184,7 @@ class Rows:
         if self._closes(row, token):
             self.blank[row] += 1
             values = (self._plan.bos_id, 0, blanks[self.blank[row]][0], 0)
-            self._tails[row] = ""
+            self._tails[row] = self._said[row] = ""
             token = -1
         else:
             place = token - self._plan.vocab_size
@@ -188,6 +194,9 @@ class Rows:
             values = (base, sub, self.next.segments[row], self.next.positions[row] + 1)
             if self._tail:
                 self._tails[row] = (self._tails[row] + self._text(row, token))[-self._tail :]
+            if self._bad is not None and self._bad.reach:
+                said = self._said[row] + without_spaces(self._text(row, token))
+                self._said[row] = said[-self._bad.reach :]
         self.classes[row] = token
         for column, value in zip(self.next, values):
             column[row] = value
@@ -227,6 +236,8 @@ class Rows:
         if self._extras.no_repeat_ngram:
             for row, fed in enumerate(self.fed[:, : self.num_fed]):
                 values[row, _repeats(fed[fed >= 0], self._extras.no_repeat_ngram)] = FORBIDDEN
+        if self._bad is not None:
+            self._forbid_words(values)
         if self._plan.eos_id >= 0:
             short = self.next.positions < self._extras.min_new_tokens
             values[short, self._plan.eos_id] = FORBIDDEN
@@ -235,6 +246,15 @@ class Rows:
             values[last] = FORBIDDEN
             values[last, self._plan.eos_id] = 0
         return values
+
+    def _forbid_words(self, values: np.ndarray) -> None:
+        assert self._bad is not None
+        first = self._plan.vocab_size
+        for row, said in enumerate(self._said):
+            values[row, self._bad.after(said)] = FORBIDDEN
+            for token in range(first, values.shape[1]):
+                if self._bad.completes(said, self._text(row, token)):
+                    values[row, token] = FORBIDDEN
 
     def _closes(self, row: int, token: int) -> bool:
         """Whether a class closes the row's blank: end mark, limit of the blank, stop string."""

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from mindplm import files
-from mindplm.config_task import TaskConfig
+from mindplm.config_task import BY_CHARACTER, TaskConfig
 from mindplm.data.shapes import plain
-from mindplm.measure import metrics
+from mindplm.measure import characters, metrics
 from mindplm.measure.answers import Prediction
 from mindplm.measure.figures import Figure, of_sums, share
 from mindplm.measure.questions import Questions, without_answer
@@ -183,6 +183,8 @@ def _figures(task: TaskConfig, predictions: Sequence[Prediction]) -> dict[str, F
             wanted = [p.document.references for p in predictions]
             for name, figure in metrics.spans(pairs, wanted).items():
                 found[f"span_{name}"] = figure
+        elif metric in BY_CHARACTER:
+            found.update(getattr(characters, metric)(answers, references))
         elif metric == "rouge":
             found.update(metrics.rouge(answers, references))
         else:
@@ -219,7 +221,7 @@ def _commonest(predictions: Sequence[Prediction]) -> str:
 def _shown(metric: str, value: float) -> str:
     if metric == "perplexity":
         return f"{value:.2f}" if math.isfinite(value) else "inf"
-    if metric in ("bleu", "chrf") or metric.startswith("rouge"):
+    if metric in ("bleu", "chrf") or metric.startswith(("rouge", "char_bleu", "char_rouge")):
         return f"{value:.2f}"
     return f"{100 * value:.2f} %"
 

@@ -132,6 +132,16 @@ def test_loss_and_gradients_of_pretraining_agree(case):
     a = case.arrays
     labels = np.where(a["pt_loss_mask"] != 0, a["pt_target"], IGNORE)
     columns = columns_of(a["pt_source"], a["pt_prev"], a["pt_use_decoder"], labels)
+    ids, spans, previous = tensors(a["pt_source"], a["pt_attn_mask"], a["pt_prev"])
+    assert np.array_equal(a["pt_attn_mask"], a["pt_source"] != 0)
+    branches = map(case.logits, case.model(ids, ops.ones_like(ids), spans, previous))
+    own = np.where(a["pt_use_decoder"][:, None, None] != 0, *list(branches)[::-1])
+    counted = a["pt_loss_mask"] != 0
+    assert np.abs(own - a["pt_logits"])[counted].max() < LOGITS
+    nats = (
+        np.log(np.exp(own).sum(-1)) - np.take_along_axis(own, a["pt_target"][..., None], 2)[..., 0]
+    )
+    assert np.abs(nats - a["pt_token_ce"])[counted].max() < LOGITS
     value, ours = gradients(case, columns)
     assert value == pytest.approx(float(a["pt_loss"]), rel=1e-4)
     compare(case, ours, f"grads_pretrain_{case.tag}.npz")

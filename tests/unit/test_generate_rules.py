@@ -20,6 +20,7 @@ EXTRAS = [
     Extras(min_new_tokens=3),
     Extras(penalize_written=True),
     Extras(stop=("34", "5")),
+    Extras(bad_words=("34", "5", "272")),
     Extras(per_blank=True, stop=("2",), min_new_tokens=2, penalize_written=True),
 ]
 
@@ -103,6 +104,20 @@ def test_a_stop_string_closes_its_blank_across_tokens(kind) -> None:
                 assert last or shown.endswith(("35", "232"))
                 closed += shown.endswith(("35", "232"))
     assert closed > 6
+
+
+@KINDS
+def test_no_blank_holds_a_bad_word(kind) -> None:
+    words, met = ("35", "2 32", "A"), 0
+    for seed in range(12):
+        table = Table(seed, used=(2, 3, 5, VOCAB + 1))
+        for extras in (Extras(), Extras(bad_words=words)):
+            for pairs in drive(policy(plan(*BLANKS), kind, extras, 20, 1.0), table):
+                shown = ["".join(LETTERS[t] for t in ids) for ids in by_blank(pairs).values()]
+                found = sum(word.replace(" ", "") in text for word in words for text in shown)
+                met += found
+                assert not (extras.bad_words and found)
+    assert met > 12
 
 
 def test_the_corrected_penalty_falls_on_what_was_written() -> None:

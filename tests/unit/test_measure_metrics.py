@@ -7,9 +7,9 @@ import math
 
 import numpy as np
 import pytest
-from conftest import GOLDEN
+from conftest import GOLDEN, golden_dirs
 
-from mindplm.measure import metrics
+from mindplm.measure import characters, metrics
 from mindplm.measure.figures import Figure, mean, of_sums, share
 
 
@@ -43,6 +43,45 @@ def test_reading_metric_agrees_with_the_golden_cases() -> None:
         found = metrics.f1_of(case["prediction"], case["answers"])
         assert found == pytest.approx(case["f1"], abs=1e-12), case
         assert metrics.is_exact(case["prediction"], case["answers"]) == bool(case["em"]), case
+
+
+@pytest.mark.parametrize("path", golden_dirs("cpt", "gen_metrics*.json"), ids=lambda p: p.stem)
+def test_figures_of_generation_agree_with_the_golden_ones(path) -> None:
+    facts = json.loads(path.read_text())
+    texts = ["".join(words) for words in facts["hyps"]]
+    references = [["".join(words) for words in own] for own in facts["refs"]]
+    bleu = characters.character_bleu(texts, references)
+    for order, value in facts["bleu"].items():
+        assert bleu[f"char_bleu{order}"].value == pytest.approx(100 * value, rel=1e-9)
+    for order, value in facts["distinct"].items():
+        found = characters.distinct(texts, references)[f"distinct{order}"]
+        assert found.value == pytest.approx(value, rel=1e-12)
+    whole = characters.character_overlap(texts, references)
+    assert whole["char_f1"].value == pytest.approx(facts["unigram_f1"], rel=1e-9)
+    assert whole["char_lcs"].value == pytest.approx(facts["rouge_l"], rel=1e-9)
+    for i, (f1, lcs) in enumerate(zip(facts["unigram_f1_each"], facts["rouge_l_each"])):
+        found = characters.character_overlap(texts[i : i + 1], references[i : i + 1])
+        assert found["char_f1"].value == pytest.approx(f1, rel=1e-9)
+        assert found["char_lcs"].value == pytest.approx(lcs, rel=1e-9)
+
+
+@pytest.mark.parametrize("path", golden_dirs("cpt", "rouge*.json"), ids=lambda p: p.stem)
+def test_rouge_by_character_agrees_with_the_golden_one(path) -> None:
+    facts = json.loads(path.read_text())
+    references = [[text] for text in facts["refs"]]
+    sides = [(facts["hyps"], references, facts["avg"])]
+    sides += [([h], [r], e) for h, r, e in zip(facts["hyps"], references, facts["each"])]
+    for texts, own, wanted in sides:
+        found = characters.character_rouge(texts, own)
+        for ours, theirs in (("1", "rouge-1"), ("2", "rouge-2"), ("L", "rouge-l")):
+            assert found[f"char_rouge{ours}"].value == pytest.approx(100 * wanted[theirs]["f"])
+
+
+def test_figures_by_character_of_texts_without_anything_in_common() -> None:
+    assert characters.character_bleu(["北"], [["南京"]])["char_bleu1"].value == 0
+    assert characters.character_rouge([""], [["南京"]])["char_rougeL"].value == 0
+    assert characters.character_overlap([""], [["南。"]])["char_f1"].value == pytest.approx(2 / 3)
+    assert characters.distinct([""], [["无"]])["distinct1"].value == 0
 
 
 def test_exact_and_f1_of_all() -> None:

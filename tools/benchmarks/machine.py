@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import statistics
+import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
+from mindplm.errors import UserError
 from mindplm.runtime import num_cores
 
 Result = dict[str, Any]
+BENCH = Path(__file__).resolve().parent.parent / "bench.py"
 
 
 def describe(device: str = "cpu") -> dict[str, Any]:
@@ -59,9 +64,34 @@ def spread(times: Sequence[float]) -> float:
     return (max(times) - min(times)) / statistics.median(times)
 
 
+def told(command: Sequence[str], text: str | None = None, **environ: str) -> Any:
+    """What a program prints as JSON in its last line.
+
+    Args:
+        command: The program, its file and its arguments.
+        text: What it reads.
+        environ: Further variables of its environment.
+
+    Raises:
+        UserError: It cannot be run, or fails; its last line is told.
+    """
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, input=text, env={**os.environ, **environ}
+        )
+    except OSError as error:
+        raise UserError(f"{command[0]} cannot be run: {error.strerror}") from None
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
+        raise UserError(f"{command[0]} {Path(command[1]).name} failed: {last}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
 def table(results: Sequence[Mapping[str, Any]]) -> str:
-    """Rows of results under their names, aligned."""
-    names = list(dict.fromkeys(name for result in results for name in result))
+    """Rows of results under their names, aligned; lists are left out."""
+    names = list(
+        dict.fromkeys(k for result in results for k, v in result.items() if type(v) is not list)
+    )
     rows = [names, *([_text(result.get(name, "")) for name in names] for result in results)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(names))]
     return "\n".join(

@@ -11,7 +11,6 @@ import argparse
 import dataclasses
 import json
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import train_inputs
-from benchmarks.machine import Result, spread, timed
+from benchmarks.machine import BENCH, Result, spread, timed, told
 from benchmarks.roofline import matrix_rate
 from mindplm import families, runtime
 from mindplm.config import OptimConfig, RuntimeConfig
@@ -27,7 +26,6 @@ from mindplm.errors import UserError
 from mindplm.strict import to_plain
 
 FORMS = {"torch reference": "reference", "torch good": "good"}
-_BENCH = Path(__file__).resolve().parent.parent / "bench.py"
 _TORCH = Path(__file__).with_name("torch_cpm_bee.py")
 _SAME = 1e-4
 
@@ -61,7 +59,7 @@ def run(args: argparse.Namespace) -> list[Result]:
     rows: list[Result] = []
     for kind in args.targets:
         rows += _in_turns(args, config, kind) if args.torch else [_ours(args, config, kind)]
-    return rows if args.json else [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+    return rows
 
 
 def num_targets(args: argparse.Namespace, kind: str) -> int:
@@ -91,8 +89,6 @@ def _row(args: argparse.Namespace, config: Any, kind: str, found: Result) -> Res
 def _ours(args: argparse.Namespace, config: Any, kind: str) -> Result:
     """Our step in this process."""
     runtime.setup(RuntimeConfig(threads=args.threads))
-    from mindspore import Tensor
-
     from mindplm.models.cpm_bee.cell import CpmBee, CpmBeeLoss
     from mindplm.models.cpm_bee.config import SHARED_COLUMNS
     from mindplm.train.optim import Adam
@@ -100,11 +96,7 @@ def _ours(args: argparse.Namespace, config: Any, kind: str) -> Result:
 
     rate = matrix_rate(runs=args.runs)
     cell = CpmBee(config)
-    sizes = train_inputs.shapes(to_plain(config))
-    for parameter in cell.get_parameters():
-        values = train_inputs.weight(parameter.name, *sizes.pop(parameter.name))
-        parameter.set_data(Tensor(values))
-    assert not sizes, sorted(sizes)
+    train_inputs.fill(cell, to_plain(config))
     optimizer = Adam(list(cell.trainable_params()), OptimConfig())
     step = TrainStep(CpmBeeLoss(cell), optimizer, clip_norm=1.0, num_micro=1)
     wanted = num_targets(args, kind)
@@ -150,7 +142,7 @@ def _own_process(args: argparse.Namespace, kind: str) -> Result:
     words = ["train", "--json", "--targets", kind, "--preset", args.preset]
     for name in ("runs", "vocab_size", "rows", "seq_len", "threads"):
         words += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
-    return _json([sys.executable, str(_BENCH), *words])["results"][0]
+    return told([sys.executable, str(BENCH), *words])["results"][0]
 
 
 def _torch(args: argparse.Namespace, config: Any, kind: str, side: str) -> Result:
@@ -164,15 +156,4 @@ def _torch(args: argparse.Namespace, config: Any, kind: str, side: str) -> Resul
         "targets": num_targets(args, kind),
         **{name: getattr(args, name) for name in ("rows", "seq_len", "runs", "threads")},
     }
-    return _json([args.torch_python, str(_TORCH), json.dumps(job)])
-
-
-def _json(command: list[str]) -> Any:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True)
-    except OSError as error:
-        raise UserError(f"{command[0]} cannot be run: {error.strerror}") from None
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise UserError(f"{command[0]} {Path(command[1]).name} failed: {last}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    return told([args.torch_python, str(_TORCH), json.dumps(job)])

@@ -46,6 +46,17 @@ def shapes(sizes: dict[str, Any]) -> dict[str, tuple[tuple[int, ...], float]]:
     return result
 
 
+def fill(cell: Any, sizes: dict[str, Any]) -> None:
+    """Sets all weights of our network."""
+    from mindspore import Tensor
+
+    wanted = shapes(sizes)
+    for parameter in cell.get_parameters():
+        values = Tensor(weight(parameter.name, *wanted.pop(parameter.name)))
+        parameter.set_data(values.astype(parameter.dtype))
+    assert not wanted, sorted(wanted)
+
+
 def columns(sizes: dict[str, Any], rows: int, seq_len: int, targets: int) -> dict[str, np.ndarray]:
     """A batch of whole rows, two instances each, the last `targets` positions predicted.
 

@@ -5,14 +5,17 @@ weights.safetensors           or numbered shards with an index
 vocab.txt ...                 the tokenizer's files
 run.yaml                      settings of the run that made it, if any
 train/state.json, arrays...   optimizer, step, data position; to go on training
+parts/...                     instead of weights and moments: the parts of them that the processes
+                              of a cut run hold, see `mindplm.parts`
 manifest.json                 sizes and SHA-256 of all the others, written last
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,12 +25,16 @@ import numpy as np
 from mindplm import adapters, families, files, tensors
 from mindplm.config import RunConfig
 from mindplm.errors import CheckpointError
+from mindplm.parts import MOMENTS, Parts, open_parts
 from mindplm.runtime import log
-from mindplm.train_state import STATE, read_state
+from mindplm.slices import Place, cut
+from mindplm.train_state import STATE, open_arrays, read_state
 from mindplm.train_state import TrainState as TrainState
 from mindplm.yaml_io import dump_yaml, load_plain
 
 _MODEL, _RUN, _WEIGHTS = "model.yaml", "run.yaml", "weights"
+HEAD_BYTES = 64 << 10
+"""More than what `write_head` writes, beside the tokenizer."""
 _STEP = re.compile(r"step-(\d{8,})")
 
 
@@ -64,8 +71,15 @@ class Checkpoint:
             return None
         return families.config_from_dict(self.run, str(self.folder / _RUN))
 
+    @functools.cached_property
+    def parts(self) -> Parts | None:
+        """The parts that the processes of a cut run wrote; None if there are whole weights."""
+        return open_parts(self.folder)
+
     def weights(self) -> dict[str, np.ndarray]:
-        """Our name to array."""
+        """Our name to array; parts are put together."""
+        if self.parts is not None:
+            return {name: np.asarray(array) for name, array in self.parts.whole().items()}
         return tensors.read_arrays(self.folder, adapters.STEM if self.adapter else _WEIGHTS)
 
     def lazy_weights(self, *, widen: bool = True) -> dict[str, tensors.LazyArray]:
@@ -73,12 +87,39 @@ class Checkpoint:
 
         With widen=False bfloat16 is not turned into fp32 but comes as tensors.BF16.
         """
+        if self.parts is not None:
+            return self.parts.whole()
         stem = adapters.STEM if self.adapter else _WEIGHTS
         return tensors.open_arrays(self.folder, stem, widen=widen)
 
-    def train(self) -> TrainState | None:
-        """The state of training, None in a checkpoint without."""
-        return read_state(self.folder)
+    def train(self, names: Collection[str] | None = None) -> TrainState | None:
+        """The state of training, None in a checkpoint without; parts are put together.
+
+        Args:
+            names: Only these of its arrays, none that comes in parts; None: all.
+        """
+        state = read_state(self.folder, names)
+        if state is not None and self.parts is not None and names is None:
+            for kind in MOMENTS:
+                whole = self.parts.whole(kind)
+                state.arrays.update({name: np.asarray(array) for name, array in whole.items()})
+        return state
+
+    @functools.cached_property
+    def _whole(self) -> dict[str, tensors.LazyArray]:
+        return {**self.lazy_weights(), **open_arrays(self.folder)}
+
+    def part(self, name: str, place: Place, kind: str = "") -> np.ndarray:
+        """What lies at a place of a weight, or of its moment of a kind; padding is zeros.
+
+        Raises:
+            CheckpointError: It is not there.
+        """
+        if self.parts is not None:
+            return self.parts.part(name, place, kind)
+        if kind + name not in self._whole:
+            raise CheckpointError(f"{self.folder} holds no {kind}{name}")
+        return cut(np.asarray(self._whole[kind + name]), place)
 
 
 def write(
@@ -110,16 +151,27 @@ def write(
     needed = tensors.num_bytes(weights) + sum(map(len, tokenizer_files.values()))
     if train is not None:
         needed += tensors.num_bytes(train.arrays)
-    head = {"family": family, "tokenizer": list(tokenizer_files), "config": dict(model_config)}
-    with files.new_folder(Path(folder), needed + (64 << 10)) as writer:
-        writer.write(_MODEL, [dump_yaml(head).encode()])
-        for name, data in tokenizer_files.items():
-            writer.write(name, [data])
+    with files.new_folder(Path(folder), needed + HEAD_BYTES) as writer:
+        write_head(writer, family, model_config, tokenizer_files, run)
         tensors.write_arrays(writer, _WEIGHTS, weights, shard_bytes)
-        if run is not None:
-            writer.write(_RUN, [dump_yaml(dict(run)).encode()])
         if train is not None:
             train.write(writer, shard_bytes)
+
+
+def write_head(
+    writer: files.FolderWriter,
+    family: str,
+    model_config: Mapping[str, Any],
+    tokenizer_files: Mapping[str, bytes],
+    run: Mapping[str, Any] | None,
+) -> None:
+    """Writes all but weights and state of training; the arguments are those of `write`."""
+    head = {"family": family, "tokenizer": list(tokenizer_files), "config": dict(model_config)}
+    writer.write(_MODEL, [dump_yaml(head).encode()])
+    for name, data in tokenizer_files.items():
+        writer.write(name, [data])
+    if run is not None:
+        writer.write(_RUN, [dump_yaml(dict(run)).encode()])
 
 
 def read(folder: str | Path, *, verify: bool = True) -> Checkpoint:

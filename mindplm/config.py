@@ -158,20 +158,44 @@ class RunConfig:
         return self.train.batch_size * self.data.seq_len
 
 
-def require_data_parallel(config: RunConfig) -> None:
-    """Refuses a layout that the trainer does not run yet: anything but data parallel.
+def require_trainable(config: RunConfig, device: str) -> None:
+    """Refuses what a run cannot do when its layout cuts the network.
+
+    Args:
+        config: The run's settings.
+        device: Ascend, GPU or CPU, in any case; auto: not known yet.
 
     Raises:
-        ConfigError: Names the settings.
+        ConfigError: Names the settings and what is accepted.
     """
     parallel = config.parallel
-    for name in ("model", "pipeline", "optimizer_shard", "sequence"):
-        value = getattr(parallel, name)
-        if value not in (1, False):
+    cuts = [
+        f"parallel.{name}={value}"
+        for name, value in (("model", parallel.model), ("pipeline", parallel.pipeline))
+        if value > 1
+    ]
+    cuts += ["parallel.optimizer_shard=true"] if parallel.optimizer_shard else []
+    if not cuts:
+        return
+    if device.lower() in ("cpu", "gpu"):
+        raise ConfigError(
+            f"{cuts[0]} runs on Ascend only, this is {device.upper()}; accepted here: "
+            "parallel.data; tools/ascend_compile_check.py --config FILE compiles other layouts"
+        )
+    refused = {
+        "lora": config.lora is not None,
+        "head": config.head is not None,
+        "distill": config.distill is not None,
+        "finetune": config.finetune is not None,
+        "data.stream=true": config.data.stream,
+        "train.inspect_every": config.train.inspect_every > 0,
+        "train.on_spike=skip": config.train.on_spike == "skip" and parallel.pipeline > 1,
+        "runtime.mode=pynative": config.runtime.mode == "pynative",
+    }
+    for name, wanted in refused.items():
+        if wanted:
             raise ConfigError(
-                f"parallel.{name}={str(value).lower()}: training runs data parallel layouts only; "
-                "`mindplm show` counts others, tools/ascend_compile_check.py --config FILE "
-                "compiles them"
+                f"{name} does not go with {cuts[0]}; accepted: one of them, or parallel.data alone"
             )
 
 

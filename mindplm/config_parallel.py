@@ -27,8 +27,8 @@ class ParallelConfig:
     sequence: bool = False
     """Norms and residual sums are spread over positions along the model axis."""
     vocab_rows: int = 0
-    """Rows of the embedding; 0: the vocabulary, made up to a multiple of model x 128 if model > 1.
-    Name it to move checkpoints between different numbers of model devices."""
+    """Rows of the embedding on the devices; 0: the vocabulary, made up to a multiple of model x 128
+    if model > 1. Checkpoints hold none of what is made up."""
 
     def __post_init__(self) -> None:
         at_least("parallel", self, data=1, model=1, pipeline=1, micro_batches=0, vocab_rows=0)

@@ -106,7 +106,8 @@ class TrainConfig:
     keep_last: int = 2
     """Checkpoints that are kept; 0: all."""
     save_every_minutes: float = 0.0
-    """Minutes between two checkpoints, beside those of save_every; 0: none by the clock."""
+    """Minutes between two checkpoints, beside those of save_every; 0: none by the clock. Several
+    devices look at the clock every log_every steps."""
     save_async: bool = True
     """Go on training while a checkpoint is written, from a copy in memory."""
     start: str = ""

@@ -30,6 +30,8 @@ _WORK = ".mindplm-work-"
 _ENTRY = {"bytes", "sha256"}
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _CHUNK = 1 << 22
+_DIGITS = 8
+"""Of the number in the name of a temporary folder."""
 
 
 # --- writing --------------------------------------------------------------------------------------
@@ -77,35 +79,60 @@ def flush_folder(folder: Path) -> None:
         os.close(number)
 
 
-@contextlib.contextmanager
-def new_folder(target: Path, needed_bytes: int) -> Iterator[FolderWriter]:
-    """Builds a folder that appears at `target`, whole, when the block ends without an error.
-
-    A folder that is there already is replaced then. After an error nothing of the new one stays.
+class NewFolder:
+    """A folder that is being built, under a temporary name beside its place.
 
     Args:
         target: Where the folder shall be.
         needed_bytes: About how much will be written, to refuse a full disk early.
 
+    Attributes:
+        number: Says to other processes which of the temporary folders it is, see `shared_folder`.
+
     Raises:
         CheckpointError: No space is left.
     """
-    parent = _ready(target, needed_bytes)
-    folder, lock = _temporary(target)
-    try:
-        writer = FolderWriter(folder)
+
+    def __init__(self, target: Path, needed_bytes: int):
+        self._target, self._needed = target, needed_bytes
+        self._parent = _ready(target, needed_bytes)
+        self.folder, self._lock = _temporary(target)
+        self.number = int(self.folder.name[-_DIGITS:], 16)
+
+    @contextlib.contextmanager
+    def build(self) -> Iterator[FolderWriter]:
+        """It appears under its name, whole, when the block ends without an error; only once.
+
+        A folder that is there already is replaced then. After an error nothing of the new one
+        stays.
+        """
+        try:
+            writer = FolderWriter(self.folder)
+            yield writer
+            writer.finish()
+            put_in_place(self.folder, self._target)
+        except OSError as error:
+            if error.errno in _FULL:
+                shutil.rmtree(self.folder, ignore_errors=True)
+                free = shutil.disk_usage(self._parent).free
+                raise _full(self._target, self._needed, free) from error
+            raise
+        finally:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            os.close(self._lock)
+        clean(self._parent)
+
+
+@contextlib.contextmanager
+def new_folder(target: Path, needed_bytes: int) -> Iterator[FolderWriter]:
+    """Builds a folder in one go, see `NewFolder`."""
+    with NewFolder(target, needed_bytes).build() as writer:
         yield writer
-        writer.finish()
-        put_in_place(folder, target)
-    except OSError as error:
-        if error.errno in _FULL:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise _full(target, needed_bytes, shutil.disk_usage(parent).free) from error
-        raise
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        os.close(lock)
-    clean(parent)
+
+
+def shared_folder(target: Path, number: int) -> Path:
+    """The temporary folder of a `NewFolder` that another process builds."""
+    return target.parent / f"{_TEMPORARY}{target.name}-{number:0{_DIGITS}x}"
 
 
 def _ready(target: Path, needed_bytes: int) -> Path:
@@ -159,7 +186,7 @@ def _full(target: Path, needed: int, free: int) -> CheckpointError:
 def _temporary(target: Path) -> tuple[Path, int]:
     """Makes and locks a temporary folder; returns it and the lock's file number."""
     while True:
-        folder = target.parent / f"{_TEMPORARY}{target.name}-{secrets.token_hex(4)}"
+        folder = shared_folder(target, secrets.randbits(4 * _DIGITS))
         folder.mkdir()
         lock = os.open(folder, os.O_RDONLY)
         with contextlib.suppress(OSError):  # a file system without locks: nothing is ever cleaned

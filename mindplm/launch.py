@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from mindplm import families
-from mindplm.config import RunConfig, require_data_parallel
+from mindplm.config import RunConfig, require_trainable
 from mindplm.errors import USER_ERROR, ConfigError, UserError
 from mindplm.launch_job import Job, Place, say
 
@@ -62,7 +62,7 @@ def load(path: str, overrides: Sequence[str], place: Place) -> tuple[RunConfig, 
     """The settings with as many data-parallel devices as there are, and the overrides for that."""
     wanted = list(overrides)
     plain = families.load_config(path, wanted)
-    require_data_parallel(plain)
+    require_trainable(plain, plain.runtime.device)
     if not any(text.startswith("parallel.data=") for text in wanted):
         others = plain.parallel.devices // plain.parallel.data
         if place.world % others:

@@ -190,6 +190,11 @@ def stage_of_rank(rank: int, parallel: ParallelConfig) -> int:
     return rank * parallel.pipeline // parallel.devices
 
 
+def data_rank(rank: int, parallel: ParallelConfig) -> int:
+    """Which share of the rows a process takes; the model index runs fastest in a stage."""
+    return rank % (parallel.devices // parallel.pipeline) // parallel.model
+
+
 def is_held(name: str, plan: ShardPlan, stages: Sequence[int], stage: int) -> bool:
     """Whether a pipeline stage has a weight.
 
@@ -249,10 +254,14 @@ def check_cards(parallel: ParallelConfig, cards: int) -> None:
         ConfigError: Too few or too many.
     """
     if cards != parallel.devices:
-        raise ConfigError(
+        ways = (
             f"parallel.data x model x pipeline = {parallel.data} x {parallel.model} x "
-            f"{parallel.pipeline} = {parallel.devices}, but the number of processes is {cards}; "
-            "start as many with msrun"
+            f"{parallel.pipeline} = {parallel.devices}"
+        )
+        if parallel.devices == parallel.data:
+            ways = f"parallel.data={parallel.data}"
+        raise ConfigError(
+            f"{ways}, but the number of processes is {cards}; start as many with msrun"
         )
 
 

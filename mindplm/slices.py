@@ -8,14 +8,14 @@ parallel.optimizer_shard cuts the first axis of a part further over the data axi
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from mindplm.errors import CheckpointError
-from mindplm.shards import ShardPlan, held_shapes, vocab_rows
+from mindplm.shards import ShardPlan, data_rank, held_shapes, vocab_rows
 
 Place = tuple[slice, ...]
 
@@ -40,8 +40,7 @@ class Cutter:
         The axis of the vocabulary is that of the padded table.
         """
         parallel = self.config.parallel
-        within = rank % (parallel.devices // parallel.pipeline)
-        data, model = divmod(within, parallel.model)
+        data, model = data_rank(rank, parallel), rank % parallel.model
         found = {}
         held = held_shapes(self.plan, self.config, self.shapes, rank)
         for name, shape in held.items():
@@ -52,6 +51,19 @@ class Cutter:
             if math.prod(whole) > math.prod(shape) * math.prod(ways):  # also cut over the data axis
                 begin[0] = shape[0] * (parallel.data * (model if ways[0] > 1 else 0) + data)
             found[name] = tuple(slice(b, b + size) for b, size in zip(begin, shape))
+        return found
+
+    def first_places(self) -> list[dict[str, Place]]:
+        """For each process the parts that no process before it holds; together they are all."""
+        seen: set[tuple[Any, ...]] = set()
+        found: list[dict[str, Place]] = []
+        for rank in range(self.config.parallel.devices):
+            found.append({})
+            for name, place in self.places(rank).items():
+                key = (name, *((p.start, p.stop) for p in place))
+                if key not in seen:
+                    seen.add(key)
+                    found[-1][name] = place
         return found
 
     def whole(self, name: str) -> tuple[int, ...]:
@@ -69,10 +81,34 @@ def cut(array: Any, place: Place) -> np.ndarray:
         array: NumPy, or anything that gives NumPy arrays for slices and has a shape.
         place: One slice an axis.
     """
-    inside = tuple(slice(min(p.start, n), min(p.stop, n)) for p, n in zip(place, array.shape))
-    found = np.asarray(array[inside])
-    missing = [(0, p.stop - p.start - size) for p, size in zip(place, found.shape)]
-    return np.pad(found, missing) if any(after for _, after in missing) else found
+    return padded(np.asarray(array[inside(place, array.shape)]), place)
+
+
+def inside(place: Place, shape: Sequence[int]) -> Place:
+    """What of a place lies inside an array without padding."""
+    return tuple(slice(min(p.start, n), min(p.stop, n)) for p, n in zip(place, shape))
+
+
+def size_of(place: Place) -> tuple[int, ...]:
+    """Shape of what lies at a place."""
+    return tuple(p.stop - p.start for p in place)
+
+
+def padded(array: np.ndarray, place: Place) -> np.ndarray:
+    """An array, with zeros at its ends up to the size of a place."""
+    missing = [(0, size - own) for size, own in zip(size_of(place), array.shape)]
+    return np.pad(array, missing) if any(after for _, after in missing) else array
+
+
+def overlap(one: Place, other: Place) -> Place | None:
+    """What two places have in common."""
+    both = tuple(slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(one, other))
+    return both if all(p.start < p.stop for p in both) else None
+
+
+def seen_from(place: Place, other: Place) -> Place:
+    """A place that lies in another one, counted from the beginning of that one."""
+    return tuple(slice(p.start - q.start, p.stop - q.start) for p, q in zip(place, other))
 
 
 def unify(
@@ -92,18 +128,18 @@ def unify(
     whole: np.ndarray | None = None
     filled = np.zeros(shape, bool)
     for place, array in parts:
-        wanted = tuple(p.stop - p.start for p in place)
+        wanted = size_of(place)
         if array.shape != wanted:
             raise CheckpointError(f"{name}: a part has shape {array.shape}, expected {wanted}")
         if whole is None:
             whole = np.zeros(shape, array.dtype)
-        inside = tuple(slice(min(p.start, n), min(p.stop, n)) for p, n in zip(place, shape))
-        values = array[tuple(slice(0, p.stop - p.start) for p in inside)]
-        before = filled[inside]
-        if not np.array_equal(whole[inside][before], values[before], equal_nan=True):
+        real = inside(place, shape)
+        values = array[tuple(slice(0, size) for size in size_of(real))]
+        before = filled[real]
+        if not np.array_equal(whole[real][before], values[before], equal_nan=True):
             raise CheckpointError(f"{name}: two processes hold different values of one part")
-        whole[inside] = values
-        filled[inside] = True
+        whole[real] = values
+        filled[real] = True
     if whole is None or not filled.all():
         raise CheckpointError(
             f"{name}: {filled.size - int(filled.sum()):,} of {filled.size:,} numbers are in no part"

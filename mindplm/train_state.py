@@ -6,6 +6,7 @@ train/state.json, train/arrays...   optimizer, step, data position
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ class TrainState:
     """
 
     step: int
-    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    arrays: dict[str, Any] = field(default_factory=dict)
     meta: dict[str, Any] = field(default_factory=dict)
 
     def write(self, writer: files.FolderWriter, shard_bytes: int = tensors.SHARD_BYTES) -> None:
@@ -38,11 +39,17 @@ class TrainState:
         writer.write(STATE, [state.encode()])
 
 
-def read_state(folder: Path) -> TrainState | None:
-    """The state in a folder, None if there is none."""
+def open_arrays(folder: Path) -> dict[str, tensors.LazyArray]:
+    """The arrays of the state in a folder, read when they are used."""
+    return tensors.open_arrays(folder, _ARRAYS, widen=True)
+
+
+def read_state(folder: Path, names: Collection[str] | None = None) -> TrainState | None:
+    """The state in a folder, None if there is none; of the arrays only some, if they are named."""
     path = folder / STATE
     if not path.is_file():
         return None
     state = json.loads(path.read_text(encoding="utf-8"))
-    arrays = tensors.read_arrays(folder, _ARRAYS)
+    found = open_arrays(folder)
+    arrays = {n: np.asarray(a) for n, a in found.items() if names is None or n in names}
     return TrainState(step=state["step"], arrays=arrays, meta=state["meta"])

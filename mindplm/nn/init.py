@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 
 import numpy as np
-from mindspore import Tensor, nn
+from mindspore import Parameter, Tensor, nn
 
 
 def stream(seed: int, name: str) -> np.random.Generator:
@@ -14,14 +14,25 @@ def stream(seed: int, name: str) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
 
 
+def values(weight: Parameter, seed: int, shape: tuple[int, ...]) -> np.ndarray:
+    """The fp32 values that a parameter made by `layers.parameter` begins with.
+
+    Args:
+        weight: The parameter; only its name and deviation are looked at.
+        seed: Of the run.
+        shape: Of the whole weight, of which the parameter may be a part.
+    """
+    if weight.init_std is None:
+        return np.ones(shape, np.float32)
+    if weight.init_std == 0:
+        return np.zeros(shape, np.float32)  # not -0.0, which a product may give
+    made = stream(seed, weight.name).standard_normal(shape, np.float32)
+    made *= np.float32(weight.init_std)
+    return made
+
+
 def initialise(cell: nn.Cell, seed: int) -> None:
     """Fills all parameters made by `layers.parameter`: normal with their deviation, or ones."""
     for weight in cell.get_parameters():
-        if weight.init_std is None:
-            values = np.ones(weight.shape, np.float32)
-        elif weight.init_std == 0:
-            values = np.zeros(weight.shape, np.float32)  # not -0.0, which a product may give
-        else:
-            values = stream(seed, weight.name).standard_normal(weight.shape, np.float32)
-            values *= np.float32(weight.init_std)
-        weight.set_data(Tensor(values).astype(weight.dtype))
+        whole = Tensor(values(weight, seed, weight.shape))
+        weight.set_data(whole.astype(weight.dtype))

@@ -58,7 +58,7 @@ def from_arrays(
             raise CheckpointError(
                 f"{source}: {name} has shape {tuple(arrays[name].shape)}, expected {item.shape}"
             )
-        value = _tensor(np.asarray(arrays[name], order="C"), item, f"{source}: {name}")
+        value = as_tensor(np.asarray(arrays[name], order="C"), item, f"{source}: {name}")
         if fresh or item.has_init:
             item.set_data(value)
         else:
@@ -66,7 +66,7 @@ def from_arrays(
             ops.assign(item, value)
 
 
-def _tensor(values: np.ndarray, item: Parameter, source: str) -> Tensor:
+def as_tensor(values: np.ndarray, item: Parameter, source: str) -> Tensor:
     """The values in the parameter's type.
 
     They are cast by NumPy where it has the type: the framework's own cast would leave a second copy

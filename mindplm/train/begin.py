@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import mindspore as ms
@@ -17,6 +18,7 @@ from mindplm.nn.init import initialise
 from mindplm.nn.lora import add_lora, dropout_step, lora_parameters
 from mindplm.nn.values import from_arrays, load_model
 from mindplm.runtime import log
+from mindplm.tensors import LazyArray
 
 
 class Start:
@@ -111,18 +113,38 @@ def load_common(model: Any, folder: str) -> None:
     Raises:
         CheckpointError: They have nothing in common, or a shape differs.
     """
+    known = common(folder, {weight.name: weight.shape for weight in model.get_parameters()})
+    weights = [weight for weight in model.get_parameters() if weight.name in known]
+    from_arrays(weights, known, folder)
+
+
+def common(folder: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, LazyArray]:
+    """The weights of the checkpoint train.start that a model has too; says what stays new.
+
+    Args:
+        folder: The checkpoint.
+        shapes: Name -> shape of the model's weights.
+
+    Raises:
+        CheckpointError: They have nothing in common, or a shape differs.
+    """
     saved = whole(checkpoint.read(folder))
-    arrays = saved.weights()
-    known = [weight for weight in model.get_parameters() if weight.name in arrays]
+    arrays = saved.lazy_weights()
+    known = {name: arrays[name] for name in shapes if name in arrays}
     if not known:
         raise CheckpointError(f"{saved.folder} has no tensor in common with the model of this run")
-    from_arrays(known, {weight.name: arrays[weight.name] for weight in known}, str(saved.folder))
-    new = sorted({w.name for w in model.get_parameters()} - set(arrays))
+    for name, array in known.items():
+        if tuple(array.shape) != tuple(shapes[name]):
+            raise CheckpointError(
+                f"{saved.folder}: {name} has shape {tuple(array.shape)}, expected {shapes[name]}"
+            )
+    new = sorted(set(shapes) - set(known))
     log.info("start       %d tensors of %s", len(known), saved.folder)
     if new:
         log.info("new         %d tensors, such as %s", len(new), new[0])
     if len(known) < len(arrays):
         log.info("left out    %d tensors of the checkpoint", len(arrays) - len(known))
+    return known
 
 
 def whole(saved: Checkpoint, key: str = "train.start") -> Checkpoint:

@@ -10,11 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable
 
-import numpy as np
 from tqdm import tqdm
 
 from mindplm import config as settings
-from mindplm import runtime
+from mindplm import families, runtime, shards
 from mindplm.checkpoint import Checkpoint, RunFolder
 from mindplm.config import RunConfig
 from mindplm.data import prepare
@@ -27,7 +26,6 @@ from mindplm.train.metrics import Metrics, cut_after, plot_losses
 from mindplm.train.probe import Inspector, Profiler
 from mindplm.train.ranks import Gather, Watch
 from mindplm.train.saving import Moments, Writer
-from mindplm.train.step import Report
 from mindplm.train.stopping import stop_requests
 from mindplm.train.trainer import Trainer, Validation
 from mindplm.train.window import Window
@@ -70,13 +68,11 @@ def pretrain(config: RunConfig, measure: Measure | None = None) -> Result:
     Raises:
         UserError: Settings, data or checkpoints that cannot be used; a loss that is no number.
     """
-    settings.require_data_parallel(config)
+    settings.require_trainable(config, config.runtime.device)
+    families.check_layout(config)
     found = runtime.setup(config.runtime)
-    if found.world != config.parallel.data:
-        raise settings.ConfigError(
-            f"parallel.data={config.parallel.data}, but the number of processes is {found.world}; "
-            "start as many with msrun"
-        )
+    settings.require_trainable(config, found.device)
+    shards.check_cards(config.parallel, found.world)
     gather = Gather(found)
     watch = Watch(found, gather)
     try:
@@ -115,7 +111,7 @@ def _own_folder(config: RunConfig, found: runtime.Runtime) -> Iterator[None]:
 def _announce(trainer: Trainer, resumed: Checkpoint | None) -> None:
     """Says what will be trained, on what, and where it is written."""
     config, found = trainer.config, trainer.found
-    count = sum(weight.size for weight in trainer.optimizer.weights)
+    parallel, count = config.parallel, trainer.num_weights
     rows, length = config.train.batch_size, config.data.seq_len
     log.info("device      %s (%s)", found.device, "; ".join(found.notes))
     log.info("model       %s, %s parameters", config.family, f"{count:,}")
@@ -129,8 +125,17 @@ def _announce(trainer: Trainer, resumed: Checkpoint | None) -> None:
         f"{rows * length:,}",
         config.accumulation,
         config.micro_batch_size,
-        config.parallel.data,
+        parallel.data,
     )
+    if parallel.by_plan:
+        log.info(
+            "layout      data %d x model %d x pipeline %d%s; never run before on cards, only "
+            "compiled: compare its first losses with those of a run that you know",
+            parallel.data,
+            parallel.model,
+            parallel.pipeline,
+            ", optimizer shard" if parallel.optimizer_shard else "",
+        )
     log.info("run folder  %s", trainer.run.root)
     if resumed is not None:
         log.info("resume      step %d of %s", trainer.done, resumed.folder)
@@ -164,7 +169,8 @@ class _Run:
         root, rank0 = trainer.run.root, trainer.found.rank == 0
         if rank0:
             cut_after(root / health.FILE, trainer.done)
-        self.moments = Moments(self.train_config)
+        share = trainer.gather if trainer.found.world > 1 else None
+        self.moments = Moments(self.train_config, share=share)
         self.inspector = Inspector(trainer, root / "inspect.jsonl" if rank0 else None)
         self.profiler = Profiler(self.train_config.profiled, root / "profile", trainer.found.rank)
         self.window = Window(trainer.task_names)
@@ -180,7 +186,7 @@ class _Run:
         trainer, train = self.trainer, self.train_config
         stream = trainer.stream()
         bar = tqdm(total=train.steps, initial=trainer.done, desc="train", unit="step", disable=None)
-        background = train.save_async and trainer.found.rank == 0
+        background = train.save_async and (trainer.found.rank == 0 or trainer.cut is not None)
         with contextlib.ExitStack() as stack:
             stack.callback(bar.close)
             stack.callback(stream.close)
@@ -230,7 +236,7 @@ class _Run:
         trainer = self.trainer
         while len(self.unread) > left:
             vector, info = self.unread.popleft()
-            report = Report.of(vector if isinstance(vector, np.ndarray) else vector.asnumpy())
+            report = trainer.report(vector)
             trainer.updates = report.updates
             self.window.add(report, info, trainer.step_flops(info))
             self.stopping = self.stopping or report.stops > 0
@@ -265,7 +271,7 @@ class _Run:
     def _validate(self, done: int, writer: Writer) -> None:
         """Measures the model as it is now, and keeps it if it is the best so far."""
         self.figures = {}
-        self.trainer.start.set_step()
+        self.trainer.no_step()
         if self.valid:
             self.score = self.valid()
             self.figures.update(self.score.logged())

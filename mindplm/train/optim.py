@@ -12,6 +12,9 @@ from mindspore.common.initializer import Zero
 
 from mindplm.config import OptimConfig
 
+MASTER = "master."
+"""Before a weight's name: its fp32 copy."""
+
 
 def decayed(weight: Parameter, which: str) -> bool:
     """Whether weight decay applies: to everything, or to matrices, or to these but no tables."""
@@ -123,6 +126,10 @@ def zeros(weight: Parameter, prefix: str) -> Parameter:
     made = Parameter(values, name=prefix + weight.name, requires_grad=False)
     made.param_info = weight.param_info.clone()
     made.name, made.requires_grad = prefix + weight.name, False
+    # As Parameter.clone does: what a compiler that cuts the weight cuts in the same way.
+    info = weight.param_info
+    info.cloned_obj = [*getattr(info, "cloned_obj", []), made]
+    made.param_info.obj = made
     return made
 
 
@@ -131,6 +138,6 @@ def _master(weight: Parameter) -> Parameter:
     if weight.dtype == ms.float32:
         return weight
     if weight.has_init:  # a weight that is filled later, such as a part of a cut one
-        return zeros(weight, "master.")
+        return zeros(weight, MASTER)
     values = weight.astype(ms.float32).asnumpy()
-    return Parameter(Tensor(values), name=f"master.{weight.name}", requires_grad=False)
+    return Parameter(Tensor(values), name=MASTER + weight.name, requires_grad=False)

@@ -8,6 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Callable
 
+import numpy as np
+
 from mindplm.config import TrainConfig
 from mindplm.runtime import log
 
@@ -85,16 +87,28 @@ class Moments:
     Args:
         config: save_every and save_every_minutes.
         clock: Seconds, for tests.
+        share: Of several processes: gives all their values. The clock of the first one counts for
+            all, so that they save at the same step; it is looked at when a log line is due.
     """
 
-    def __init__(self, config: TrainConfig, clock: Callable[[], float] = time.monotonic):
+    def __init__(
+        self,
+        config: TrainConfig,
+        clock: Callable[[], float] = time.monotonic,
+        share: Callable[[float], np.ndarray] | None = None,
+    ):
         self._every, self._pause_s = config.save_every, 60 * config.save_every_minutes
-        self._clock = clock
+        self._look_every = config.log_every if share is not None else 1
+        self._clock, self._share = clock, share
         self._last_s = clock()
 
     def due(self, step: int) -> bool:
         """Whether the checkpoint of this step shall be written."""
-        late = self._pause_s > 0 and self._clock() - self._last_s >= self._pause_s
+        late = False
+        if self._pause_s > 0 and step % self._look_every == 0:
+            late = self._clock() - self._last_s >= self._pause_s
+            if self._share is not None:
+                late = bool(self._share(late)[0, 0])
         due = late or (self._every > 0 and step % self._every == 0)
         if due:
             self._last_s = self._clock()

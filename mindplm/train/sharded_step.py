@@ -136,6 +136,7 @@ class ShardedStep(nn.Cell):
             clip_norm=clip_norm,
             world=parallel.devices,
             norm=_LocalNorm(copies, parallel.devices) if self.repeated else _ShardedNorm(),
+            limited=parallel.pipeline == 1,
         )
         values = Tensor(np.zeros(len(of_step(Numbers(1.0, [_NO_RATES] * num_rates))), np.float32))
         self.numbers = Parameter(values, name="numbers", requires_grad=False)

@@ -137,6 +137,7 @@ class Move(nn.Cell):
         world: Devices.
         norm: Norm of gradients of which each device holds a part, already added up by the compiler,
             like the loss; None: every device has gradients of its own for all weights.
+        limited: Look at the loss; in a pipeline only the last stage knows it, and all must agree.
     """
 
     def __init__(
@@ -147,6 +148,7 @@ class Move(nn.Cell):
         clip_norm: float,
         world: int,
         norm: nn.Cell | None = None,
+        limited: bool = True,
     ):
         super().__init__(auto_prefix=False)
         # Parts of gradients must come out of the clipping as new values, see below.
@@ -155,6 +157,7 @@ class Move(nn.Cell):
         self.updates = scalar(0, "updates")
         self.world, self.cut = world, norm is not None
         self.norm: Any = norm
+        self.limited = limited
         if world > 1:
             self.reduce = ops.AllReduce()
 
@@ -174,7 +177,9 @@ class Move(nn.Cell):
         scale, updates = self.scaler.scale * 1.0, self.updates * 1.0
         loss = facts[0] * numbers[0]
         norm = self.norm(grads) if self.cut else global_norm(grads)
-        ok = ops.logical_and(ops.isfinite(norm), loss <= numbers[1])
+        ok = ops.isfinite(norm)
+        if self.limited:
+            ok = ops.logical_and(ok, loss <= numbers[1])
         ok = ops.logical_and(ok, ops.squeeze(over) == 0)
         row = updates - numbers[3]
         rows = (numbers.shape[0] - _HEAD) // 3
@@ -278,12 +283,20 @@ class TrainStep:
             return self.whole(vector, *(Tensor(a) for a in columns.values()))
         facts = Tensor(self._none)
         for part in range(self.num_micro):
-            cut = []
-            for name, array in columns.items():
-                size = 0 if name in shared else len(array) // self.num_micro
-                cut.append(Tensor(array[part * size : (part + 1) * size] if size else array))
-            facts = facts + self.micro(vector, *cut)
+            rows = micro_batch(columns, shared, part, self.num_micro)
+            facts = facts + self.micro(vector, *(Tensor(a) for a in rows.values()))
         return self.finish(vector, facts)
+
+
+def micro_batch(
+    columns: Mapping[str, np.ndarray], shared: set[str], part: int, num_micro: int
+) -> dict[str, np.ndarray]:
+    """One of the parts that a batch is cut into; the shared columns belong to all of them."""
+    found = {}
+    for name, array in columns.items():
+        size = 0 if name in shared else len(array) // num_micro
+        found[name] = array[part * size : (part + 1) * size] if size else array
+    return found
 
 
 def plain_step(

@@ -7,7 +7,7 @@ from typing import Any, Callable
 
 import numpy as np
 
-from mindplm import adapters, runtime
+from mindplm import adapters, parts, runtime
 from mindplm import checkpoint as folders
 from mindplm import config as settings
 from mindplm.checkpoint import Checkpoint, RunFolder, TrainState
@@ -16,14 +16,17 @@ from mindplm.data import prepare
 from mindplm.data.loader import RowStream, eval_batches
 from mindplm.evaluate import Evaluator, Score
 from mindplm.families import parts_of, vocab_path
+from mindplm.files import NewFolder, shared_folder
 from mindplm.nn.values import from_arrays, to_arrays
-from mindplm.train.begin import Start, check_same
+from mindplm.train.begin import Start, check_same, common
 from mindplm.train.best import FOLDER, Best
+from mindplm.train.cut_network import CutNetwork
 from mindplm.train.health import Health
+from mindplm.train.optim import MASTER
 from mindplm.train.ranks import Gather
 from mindplm.train.saving import Writer
 from mindplm.train.schedule import learning_rate
-from mindplm.train.step import Numbers, plain_step
+from mindplm.train.step import Numbers, Report, plain_step
 from mindplm.train.teacher import distilled
 
 
@@ -42,37 +45,52 @@ class Trainer:
 
     def __init__(self, config: RunConfig, found: runtime.Runtime, gather: Gather):
         self.found, self.gather = found, gather
-        parts = parts_of(config.family, config.head)
+        family = parts_of(config.family, config.head)
         vocab = vocab_path(config.tokenizer, config.family)
-        self.tokenizer = parts.part("tokenizer").from_file(vocab)
+        self.tokenizer = family.part("tokenizer").from_file(vocab)
         size = self.tokenizer.vocab_size
         if config.model.vocab_size != size:
             raise settings.ConfigError(
                 f"model.vocab_size={config.model.vocab_size}, but {vocab} "
                 f"has {size} entries; leave model.vocab_size out"
             )
-        self.kind = parts.part("rows")
+        self.kind = family.part("rows")
         self.rows = prepare.train_rows(config, self.tokenizer, self.kind, verify=False)
         if not config.train.steps:
             config = settings.with_steps(config, len(self.rows))
         self.config = config
-        self.model = parts.part("cell")(config.model, runtime.compute_dtype(config.runtime.dtype))
-        self.plain_loss = parts.part("loss")(self.model)
-        self.loss = distilled(self.model, config, self.tokenizer) or self.plain_loss
-        self.shared = set(parts.part("shared_columns"))
-        self.start = Start(self.model, config, self.tokenizer)
-        by_task = hasattr(self.loss, "tokens") and "spans" in self.kind.columns
-        self.task_names = self.rows.task_names if by_task else []
-        self.step = plain_step(
-            config, self.model, self.loss, world=found.world, num_tasks=len(self.task_names)
-        )
+        self.shared = set(family.part("shared_columns"))
+        self.task_names: list[str] = []
+        self.model: Any = None
+        self.plain_loss: Any = None
+        self.start: Any = None
+        self.cut = CutNetwork(config, found.rank, gather) if config.parallel.by_plan else None
+        if self.cut is not None:
+            self.step: Any = self.cut
+            self.num_weights = family.part("num_parameters")(config.model)
+        else:
+            self._hold_all(family)
         self.optimizer, self.scaler = self.step.optimizer, self.step.scaler
         self.run = RunFolder(config.train.output)
         events = self.run.root if found.rank == 0 else None
         self.health = Health(config.train, events, str(self.rows.path))
-        self.flops = parts.part("step_flops") if parts.step_flops_ref else None
+        self.flops = family.part("step_flops") if family.step_flops_ref else None
         self.best = Best(config.finetune)
         self.done = self.updates = 0
+
+    def _hold_all(self, family: Any) -> None:
+        """Builds the network and the step of a run in which every device holds all weights."""
+        config = self.config
+        self.model = family.part("cell")(config.model, runtime.compute_dtype(config.runtime.dtype))
+        self.plain_loss = family.part("loss")(self.model)
+        loss = distilled(self.model, config, self.tokenizer) or self.plain_loss
+        self.start = Start(self.model, config, self.tokenizer)
+        if hasattr(loss, "tokens") and "spans" in self.kind.columns:
+            self.task_names = self.rows.task_names
+        self.step = plain_step(
+            config, self.model, loss, world=self.found.world, num_tasks=len(self.task_names)
+        )
+        self.num_weights = sum(weight.size for weight in self.step.optimizer.weights)
 
     # --- one step ---------------------------------------------------------------------------------
 
@@ -91,10 +109,22 @@ class Trainer:
             self.health.loss_limit,
             stop,
         )
-        self.start.set_step(self.done * self.found.world + self.found.rank)
+        if self.start is not None:
+            self.start.set_step(self.done * self.found.world + self.found.rank)
         if self.task_names:
             columns = {**columns, "tasks": target_tasks(columns, info["tasks"])}
         return runtime.settle(self.step(columns, self.shared, numbers))
+
+    def report(self, vector: Any) -> Report:
+        """Reads what a step tells; all processes must call it."""
+        if self.cut is not None:
+            return self.cut.report(vector)
+        return Report.of(vector if isinstance(vector, np.ndarray) else vector.asnumpy())
+
+    def no_step(self) -> None:
+        """What comes now is no step: dropouts drop nothing."""
+        if self.start is not None:
+            self.start.set_step()
 
     @property
     def lr(self) -> float:
@@ -131,25 +161,44 @@ class Trainer:
                 named = Path(wish) if wish != "auto" else self.run.path_of(step)
                 checkpoint = folders.read(named, verify=False)
         if checkpoint is None:
+            self._begin()
             return None
         if checkpoint.adapter is None:
             check_same(checkpoint, self.config, self.tokenizer, str(checkpoint.folder))
-        state = checkpoint.train()
+        state = checkpoint.train() if self.cut is None else checkpoint.train(self._scalars)
         if state is None:
             raise settings.ConfigError(f"{checkpoint.folder} holds no state of training")
-        weights = checkpoint.weights()
-        self.start.load(checkpoint, weights)
-        if self.optimizer.half:
-            masters = {f"master.{w.name}": weights[w.name] for w in self.optimizer.weights}
-            from_arrays(self.optimizer.masters, masters, str(checkpoint.folder))
         arrays = dict(state.arrays)
         if (checkpoint.run or {}).get("runtime", {}).get("dtype") != self.config.runtime.dtype:
             arrays.update({n: a.copy() for n, a in to_arrays(self.scaler.state()).items()})
-        from_arrays(self.state(), arrays, f"{checkpoint.folder}/train")
+        if self.cut is not None:
+            self.cut.load(checkpoint, arrays)
+        else:
+            self._load(checkpoint, arrays)
         self.done, self.updates = state.step, state.meta.get("updates", state.step)
         self.health.load(state.meta.get("health", {}))
         self.best.load(state.meta.get("best", {}))
         return checkpoint
+
+    def _begin(self) -> None:
+        """Gives a cut network its first weights; one that is held whole has them."""
+        if self.cut is None:
+            return
+        named = self.config.train.start
+        self.cut.begin(common(named, self.cut.shapes) if named else {})
+
+    def _load(self, checkpoint: Checkpoint, arrays: dict[str, np.ndarray]) -> None:
+        weights = checkpoint.weights()
+        self.start.load(checkpoint, weights)
+        if self.optimizer.half:
+            masters = {MASTER + w.name: weights[w.name] for w in self.optimizer.weights}
+            from_arrays(self.optimizer.masters, masters, str(checkpoint.folder))
+        from_arrays(self.state(), arrays, f"{checkpoint.folder}/train")
+
+    @property
+    def _scalars(self) -> list[str]:
+        """Names of the state of training but for the moments."""
+        return [item.name for item in self.step.state()]
 
     def state(self) -> list[Any]:
         """What a checkpoint keeps beside the weights: moments, loss scale, number of updates."""
@@ -165,7 +214,8 @@ class Trainer:
 
     def save(self, writer: Writer) -> None:
         """Writes the checkpoint of the steps done, or begins to; rank 0 does it for all."""
-        state = to_arrays(self.state())
+        # What is in parts each process writes itself.
+        state = to_arrays(self.state() if self.cut is None else self.step.state())
         meta = {
             "seed": self.config.runtime.seed,
             "updates": self.updates,
@@ -192,14 +242,18 @@ class Trainer:
         train: TrainState | None,
         after: Callable[[Path], Path],
     ) -> None:
+        if self.cut is not None:
+            assert train is not None
+            self._write_parts(writer, folder, train, after)
+            return
         if self.found.rank:
             return
         weights = self.weights()
         if writer.background:
             writer.wait()  # no more than one copy in memory
-            weights = {name: array.copy() for name, array in weights.items()}
+            weights = copied(weights)
             if train is not None:
-                train.arrays = {name: array.copy() for name, array in train.arrays.items()}
+                train.arrays = copied(train.arrays)
         config = settings.to_dict(self.config)
         family, lora, start = self.config.family, self.config.lora, self.start
         files = self.tokenizer.files()
@@ -229,36 +283,81 @@ class Trainer:
 
         writer.submit(write)
 
+    def _write_parts(
+        self, writer: Writer, folder: Path, train: TrainState, after: Callable[[Path], Path]
+    ) -> None:
+        """Every process writes its parts, at the same step, and rank 0 all the rest."""
+        cut, rank = self.cut, self.found.rank
+        assert cut is not None
+        writer.wait()
+        new = NewFolder(folder, cut.num_bytes) if rank == 0 else None
+        number = int(self.gather(new.number if new is not None else 0)[0, 0])
+        arrays = cut.arrays()
+        if writer.background:
+            arrays, train.arrays = copied(arrays), copied(train.arrays)
+        config, files = settings.to_dict(self.config), self.tokenizer.files()
+
+        def write() -> Path:
+            if new is None:
+                parts.write_part(shared_folder(folder, number), rank, arrays)
+                return folder
+            with new.build() as builder:
+                parts.write_part(builder.folder, rank, arrays)
+                folders.write_head(builder, self.config.family, config["model"], files, config)
+                train.write(builder)
+                parts.collect(builder, cut.first_places, cut.shapes, config["parallel"])
+            return after(folder)
+
+        writer.submit(write)
+
     # --- data -------------------------------------------------------------------------------------
 
     def stream(self) -> RowStream:
         """The training rows of this rank from the next step on."""
+        rank, ways = self.share
         return prepare.open_stream(
             self.rows,
             seed=self.config.runtime.seed,
             batch_size=self.config.train.batch_size,
-            rank=self.found.rank,
-            world=self.found.world,
+            rank=rank,
+            world=ways,
             start_step=self.done,
         )
+
+    @property
+    def share(self) -> tuple[int, int]:
+        """Which share of the rows this process takes, of how many."""
+        if self.cut is not None:
+            return self.cut.data_rank, self.config.parallel.data
+        return self.found.rank, self.found.world
 
 
 class Validation:
     """The validation rows of a run, each rank taking its part, and the forward pass over them."""
 
     def __init__(self, trainer: Trainer):
-        self.found, self.gather = trainer.found, trainer.gather
-        self.size = trainer.config.micro_batch_size * self.found.world
-        config, kind = trainer.config, trainer.kind
-        self.rows = prepare.rows(config, trainer.tokenizer, "valid", kind, verify=False)
-        self.evaluator = Evaluator(trainer.plain_loss)
+        self.trainer, config = trainer, trainer.config
+        self.rows = prepare.rows(config, trainer.tokenizer, "valid", trainer.kind, verify=False)
+        self.evaluator = Evaluator(trainer.plain_loss) if trainer.cut is None else None
+        # A cut network has one graph, which takes the rows of a step.
+        train, world = config.train, trainer.found.world
+        self.size = config.micro_batch_size * world if self.evaluator else train.batch_size
 
     def __call__(self) -> Score:
         """Loss over all validation rows."""
-        rank, world = self.found.rank, self.found.world
-        batches = eval_batches(self.rows, batch_size=self.size, rank=rank, world=world)
+        trainer, (rank, ways) = self.trainer, self.trainer.share
+        batches = eval_batches(self.rows, batch_size=self.size, rank=rank, world=ways)
         total = -(-len(self.rows) // self.size)
-        return self.evaluator(batches, total=total, progress=rank == 0, gather=self.gather)
+        if trainer.cut is not None:
+            updates = trainer.updates
+            return trainer.cut.measure(batches, trainer.shared, updates=updates, total=total)
+        assert self.evaluator is not None
+        return self.evaluator(batches, total=total, progress=rank == 0, gather=trainer.gather)
+
+
+def copied(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Arrays that share no memory with the parameters that they came from."""
+    return {name: array.copy() for name, array in arrays.items()}
 
 
 def target_tasks(columns: dict[str, np.ndarray], tasks: list[list[int]]) -> np.ndarray:

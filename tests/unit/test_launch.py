@@ -105,18 +105,27 @@ def test_a_port_in_use_is_found_before() -> None:
         launch.check_port("192.0.2.1", port)
 
 
-@pytest.mark.parametrize("size", ["5b", "10b"])
-def test_layouts_that_are_only_compiled_are_refused(size: str) -> None:
+@pytest.mark.parametrize(
+    ("size", "layout"),
+    [("1b", (32, 1, 4)), ("2b", (32, 1, 4)), ("5b", (8, 4, 32)), ("10b", (4, 8, 64))],
+)
+def test_shipped_settings_fit_their_machines(size: str, layout: tuple[int, ...]) -> None:
     path = ROOT / "configs" / "cpm_bee" / f"pretrain_{size}.yaml"
-    with pytest.raises(ConfigError, match="parallel.model=[48]: training runs data parallel"):
-        launch.load(str(path), [], Place(8, 4))
+    config, words = launch.load(str(path), [], Place(8, 4))
+    assert (config.parallel.data, config.parallel.model, config.accumulation) == layout
+    assert words == [f"parallel.data={layout[0]}"]
 
 
-@pytest.mark.parametrize("size", ["1b", "2b"])
-def test_shipped_settings_fit_their_machines(size: str) -> None:
-    path = ROOT / "configs" / "cpm_bee" / f"pretrain_{size}.yaml"
-    config, _ = launch.load(str(path), [], Place(8, 4))
-    assert (config.parallel.data, config.accumulation) == (32, 4)
+def test_layouts_that_do_not_fit_are_refused() -> None:
+    path = str(ROOT / "configs" / "cpm_bee" / "pretrain_10b.yaml")
+    for overrides, place, message in [
+        (["runtime.device=cpu"], Place(8, 4), "parallel.model=8 runs on Ascend only, this is CPU"),
+        ([], Place(6), "6 devices .NPUS x NODES. cannot be cut into parts of .* = 8"),
+        (["parallel.data=2"], Place(8, 4), "the layout needs 16 devices, NPUS x NODES = 8 x 4"),
+        (["parallel.model=3"], Place(3), "parallel.model=3 does not divide model.num_heads=32"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            launch.load(path, overrides, place)
 
 
 # --- processes, with a stand-in for msrun ---------------------------------------------------------

@@ -61,6 +61,7 @@ ALIASES = {
     "merged": "checkpoint",
     "cli_finetune": "cli",
     "adapters": "checkpoint",
+    "parts": "checkpoint",
     "text": "tokenizers",
     "cli_write": "cli",
     "cli_score": "cli",

@@ -11,6 +11,7 @@ from conftest import ROOT
 
 from mindplm.errors import CheckpointError
 from mindplm.families import config_from_dict, family
+from mindplm.parts import MOMENTS
 from mindplm.slices import Cutter, cut, unify, unify_all
 
 sys.path.insert(0, str(ROOT / "tools"))
@@ -97,7 +98,10 @@ def test_what_is_wrong_with_parts_is_named() -> None:
 
 
 def test_a_checkpoint_moves_between_layouts_by_the_tool(tmp_path: Path, capsys) -> None:
-    """Cut for 2 x 4 with optimizer shard, unified, cut for two stages, unified: the same."""
+    """Cut for 2 x 4 with optimizer shard, unified, cut for two stages, unified: the same.
+
+    So are the moments and the rest of the state of training.
+    """
     from mindplm import assets, checkpoint
     from mindplm.config import to_dict
     from mindplm.yaml_io import dump_yaml
@@ -109,6 +113,8 @@ def test_a_checkpoint_moves_between_layouts_by_the_tool(tmp_path: Path, capsys) 
     tree["model"]["vocab_size"] = size
     config = config_from_dict(tree)
     arrays = weights(Cutter(made.plan, config, made.shapes))
+    state = {kind + name: array + 1 for name, array in arrays.items() for kind in MOMENTS}
+    state["updates"] = np.array(7, np.float32)
     (tmp_path / "run.yaml").write_text(dump_yaml(tree))
     checkpoint.write(
         tmp_path / "first",
@@ -116,6 +122,7 @@ def test_a_checkpoint_moves_between_layouts_by_the_tool(tmp_path: Path, capsys) 
         model_config=tree["model"],
         weights=arrays,
         tokenizer_files={"vocab.txt": vocab.read_bytes()},
+        train=checkpoint.TrainState(7, state, {"seed": 1}),
     )
     layouts = (
         ["parallel.data=2", "parallel.model=4", "parallel.optimizer_shard=true"],
@@ -131,8 +138,18 @@ def test_a_checkpoint_moves_between_layouts_by_the_tool(tmp_path: Path, capsys) 
         assert found.model() == config.model
         again = found.weights()
         assert all(np.array_equal(again[name], array) for name, array in arrays.items())
+        train = found.train()
+        assert train is not None and (train.step, train.meta) == (7, {"seed": 1})
+        assert train.arrays.keys() == state.keys()
+        assert all(np.array_equal(train.arrays[name], array) for name, array in state.items())
         source = target
     (tmp_path / "parts0" / "rank_3.safetensors").unlink()
     words = ["unify", str(tmp_path / "parts0"), "-c", str(tmp_path / "run.yaml"), *layouts[0]]
     assert reshard.main([*words, "--out", str(tmp_path / "none")]) == 2
     assert "parts of 7 processes, the layout has 8; missing: [3]" in capsys.readouterr().err
+    for words, message in [
+        (["cut", str(source)], "cut needs -c FILE, which names the layout"),
+        (["unify", str(source)], "holds whole weights already"),
+    ]:
+        assert reshard.main([*words, "--out", str(tmp_path / "none")]) == 2
+        assert message in capsys.readouterr().err

@@ -9,11 +9,11 @@ Nothing is computed: the system libraries of Ascend are stand-ins, see `ascend_c
 from __future__ import annotations
 
 import json
+import math
 import resource
 import sys
 import time
 import traceback
-from types import SimpleNamespace
 from typing import Any
 
 import mindspore as ms
@@ -21,18 +21,21 @@ import numpy as np
 from mindspore import Tensor, nn
 from mindspore.communication.management import GlobalComm
 from mindspore.nn.utils import no_init_parameters
+from mindspore.parallel._tensor import _load_tensor_by_layout
 
 from mindplm import runtime
 from mindplm.config import RunConfig
-from mindplm.data.kinds import Draws
 from mindplm.families import config_from_dict, family, vocab_path
 from mindplm.generate import generate
 from mindplm.generate.compiled import CompiledNetwork
 from mindplm.generate.model import Model
-from mindplm.train.sharded_step import inputs, sharded_step
+from mindplm.slices import cut
+from mindplm.train.cut_network import CutNetwork, empty_batch
 from mindplm.train.step import Numbers, plain_step
 
 _NUM_TASKS = 4
+_MOST_NUMBERS = 1 << 22
+"""Of a weight whose parts are compared; fp32 tells so many apart."""
 
 
 class _Compiled(nn.Cell):
@@ -46,29 +49,14 @@ class _Compiled(nn.Cell):
         return self.function(*values)
 
 
-def batch(config: RunConfig, num_rows: int) -> dict[str, np.ndarray]:
-    """Empty rows, in the columns that the family's own collation makes."""
-    kind = family(config.family).part("rows")
-    marks = SimpleNamespace(**dict.fromkeys(kind.marks, 1))
-    marks.vocab_size = config.model.vocab_size
-    none = np.zeros(1, np.int32)
-    draws = Draws((none, none + 1), config.runtime.seed, [])
-    shape = kind.settings(config, "train").shape
-    return kind.collate([], num_rows=num_rows, shape=shape, marks=marks, draws=draws)
-
-
-def step(config: RunConfig, world: int) -> dict[str, Any]:
+def step(config: RunConfig, rank: int, world: int) -> dict[str, Any]:
     """The training step of one device, as the trainer builds it."""
     parts = family(config.family)
-    shared = set(parts.part("shared_columns"))
     if config.parallel.by_plan:
-        network = sharded_step(config)
-        network.no_init_parameters_in_compile()
-        at_once = config.accumulation if config.parallel.pipeline > 1 else 1
-        columns = batch(config, config.micro_batch_size * at_once)
-        network.compile(*inputs(columns, shared, 1.0, at_once))
-        return {"slices": _slices(network)}
-    columns = batch(config, config.micro_batch_size)
+        cut_run = CutNetwork(config, rank, _nothing)
+        _check_places(cut_run, rank)
+        return {"slices": _slices(cut_run.network)}
+    columns = empty_batch(config, config.micro_batch_size)
     with no_init_parameters():
         model = parts.part("cell")(config.model, runtime.compute_dtype(config.runtime.dtype))
         loss = parts.part("loss")(model)
@@ -84,6 +72,28 @@ def step(config: RunConfig, world: int) -> dict[str, Any]:
     _Compiled(made.micro, loss).compile(numbers, *values)
     _Compiled(made.finish, made.optimizer).compile(numbers, facts)
     return {}
+
+
+def _nothing(*_: float) -> np.ndarray:
+    raise RuntimeError("there are no other processes to exchange numbers with")
+
+
+def _check_places(cut_run: CutNetwork, rank: int) -> None:
+    """Compares where our parts lie with what MindSpore itself takes of a whole array.
+
+    Raises:
+        RuntimeError: A part of a weight, or of a moment, is another one.
+    """
+    for name, place in cut_run.cutter.places(rank).items():
+        whole = cut_run.cutter.whole(name)
+        if math.prod(whole) > _MOST_NUMBERS:
+            continue
+        numbers = np.arange(math.prod(whole), dtype=np.float32).reshape(whole)
+        for item in cut_run.held[name].values():
+            layout = cut_run.network.parameter_layout_dict[item.name]
+            taken = _load_tensor_by_layout(Tensor(numbers), layout, rank).asnumpy()
+            if not np.array_equal(taken, cut(numbers, place)):
+                raise RuntimeError(f"{item.name}: the part of this device is not at {place}")
 
 
 def _slices(network: Any) -> dict[str, list[int]]:
@@ -159,7 +169,9 @@ def main() -> int:
         vars(runtime)["choose_device"] = _ascend  # the stand-ins show no card
         found = runtime.setup(config.runtime)
         ready = time.perf_counter()
-        result = step(config, found.world) if asked["graph"] == "step" else write(config)
+        result = (
+            step(config, found.rank, found.world) if asked["graph"] == "step" else write(config)
+        )
         result["seconds"] = round(time.perf_counter() - ready, 1)
     except Exception as error:  # any failure is a row of the table
         traceback.print_exc()

@@ -82,7 +82,7 @@ def settings(tmp_path_factory: Any) -> Path:
 
 def pretrain(monkeypatch: Any, path: Path, *overrides: str, by_plan: bool) -> Path:
     """Trains in this process; with `by_plan` as a run that is cut, but on one device."""
-    config = load_config(path, list(overrides))
+    config = load_config(path, ["model.num_layers=1", *overrides])
     with monkeypatch.context() as changed:
         if by_plan:
             padded = config.model.vocab_size + ROWS_MORE

@@ -11,6 +11,7 @@ Everything here is checked without MindSpore; `mindplm.train.sharding` lays a pl
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +28,7 @@ VOCAB_UNIT = 128
 _TOKEN = re.compile(r"\([a-z]+\)|[a-z]|1")
 
 
+@functools.cache
 def operand(text: str) -> tuple[str, ...]:
     """Axes of one operand: "(bt)d" gives ("(bt)", "d")."""
     found = tuple(_TOKEN.findall(text))
@@ -129,7 +131,12 @@ class ShardPlan:
 
 def matches(pattern: str, name: str) -> bool:
     """Whether a name fits a pattern in which {i} stands for a number."""
-    return re.fullmatch(re.escape(pattern).replace(re.escape("{i}"), r"\d+"), name) is not None
+    return _compiled(pattern).fullmatch(name) is not None
+
+
+@functools.cache
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(re.escape(pattern).replace(re.escape("{i}"), r"\d+"))
 
 
 # --- what follows from the settings ---------------------------------------------------------------

@@ -27,7 +27,7 @@ from mindplm.parts import MOMENTS
 from mindplm.shards import data_rank
 from mindplm.slices import Cutter, Place, cut, size_of
 from mindplm.train.optim import MASTER, Rates
-from mindplm.train.sharded_step import ShardedStep, inputs, of_step, sharded_step
+from mindplm.train.sharded_step import REPORT, ShardedStep, inputs, of_step, sharded_step
 from mindplm.train.step import Numbers, Report, micro_batch
 
 _NEVER = 1 << 20
@@ -209,8 +209,11 @@ class CutNetwork:
 
     def report(self, vector: Any) -> Report:
         """What a step tells; in a pipeline the last process alone knows all of it."""
-        told = vector if isinstance(vector, np.ndarray) else vector.asnumpy()
-        if self.config.parallel.pipeline > 1:
+        told = np.zeros(REPORT, np.float32)
+        parallel = self.config.parallel
+        if parallel.pipeline == 1 or self.rank == parallel.devices - 1:
+            told = vector if isinstance(vector, np.ndarray) else vector.asnumpy()
+        if parallel.pipeline > 1:
             told = self._gather(*told.tolist())[-1]
         return Report.of(told)
 

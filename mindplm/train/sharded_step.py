@@ -27,7 +27,7 @@ from mindplm.train.sharding import lay_plan
 from mindplm.train.step import Move, Numbers
 
 _NO_RATES = Rates(0.0, 0.0, 0.0)
-_REPORT = 6
+REPORT = 6
 """Numbers of the report of a step without tasks."""
 
 
@@ -177,7 +177,7 @@ class ShardedStep(nn.Cell):
         for i in range(len(grads)):
             facts = ops.depend(facts, ops.assign_add(sums[i], grads[i].astype(ms.float32)))
         told = ops.assign_add(self.told, facts)
-        report = ops.zeros((_REPORT,), ms.float32)
+        report = ops.zeros((REPORT,), ms.float32)
         if numbers[-1] > 0:
             report = self.move(sums, told * 1.0, numbers)
             report = ops.depend(report, ops.assign(self.told, ops.zeros_like(told)))

@@ -221,8 +221,16 @@ def test_a_pipeline_is_told_by_its_last_process(settings: Path) -> None:
     net = object.__new__(CutNetwork)
     net.config = cut_config(settings, pipeline=2)
     all_of_them = np.array([[0, 9, 1, 1, 4, 0], [2.5, 9, 1, 1, 4, 0]])
-    net._gather = lambda *values: all_of_them
-    assert net.report(np.float32([0, 9, 1, 1, 4, 0])).loss == 2.5
+    given: list[tuple[float, ...]] = []
+
+    def gather(*values: float) -> np.ndarray:
+        given.append(values)
+        return all_of_them
+
+    net._gather = gather
+    for net.rank in (0, 1):
+        assert net.report(np.float32([7, 9, 1, 1, 4, 0])).loss == 2.5
+    assert given == [(0,) * 6, (7, 9, 1, 1, 4, 0)], "what the first stage knows is not told"
 
 
 # --- rows -----------------------------------------------------------------------------------------

@@ -186,7 +186,7 @@ def require_trainable(config: RunConfig, device: str) -> None:
         "lora": config.lora is not None,
         "head": config.head is not None,
         "distill": config.distill is not None,
-        "finetune": config.finetune is not None,
+        "finetune.tasks": config.finetune is not None and bool(config.finetune.tasks),
         "data.stream=true": config.data.stream,
         "train.inspect_every": config.train.inspect_every > 0,
         "train.on_spike=skip": config.train.on_spike == "skip" and parallel.pipeline > 1,

@@ -19,6 +19,7 @@ from mindplm import runtime, tensors
 from mindplm.checkpoint import Checkpoint
 from mindplm.config import RunConfig
 from mindplm.data.kinds import Draws
+from mindplm.errors import DataError
 from mindplm.evaluate import Score
 from mindplm.families import family
 from mindplm.nn.init import values
@@ -175,12 +176,13 @@ class CutNetwork:
         """What a checkpoint keeps beside weights and moments: loss scale, number of updates."""
         return [*self.scaler.state(), self._updates]
 
-    def arrays(self) -> dict[str, np.ndarray]:
-        """What this process writes of weights and moments, fp32."""
+    def arrays(self, *, moments: bool) -> dict[str, np.ndarray]:
+        """What this process writes of weights, and of moments if they are wanted, fp32."""
+        wanted = MOMENTS if moments else ()
         found: dict[str, np.ndarray] = {}
         for name in self.first_places[self.rank]:
             held = self.held[name]
-            kinds = {"": held.get(MASTER, held[""]), **{kind: held[kind] for kind in MOMENTS}}
+            kinds = {"": held.get(MASTER, held[""]), **{kind: held[kind] for kind in wanted}}
             for kind, item in kinds.items():
                 (found[kind + name],) = to_arrays([item]).values()
         return found
@@ -229,6 +231,9 @@ class CutNetwork:
             shared: Columns that belong to the whole batch.
             updates: Updates made so far.
             total: Number of batches.
+
+        Raises:
+            DataError: Nothing in the batches is predicted.
         """
         before = {name: array.copy() for name, array in to_arrays(self.scaler.state()).items()}
         none = [Rates(0.0, 0.0, 0.0)] * (runtime.steps_ahead() + 1)
@@ -240,6 +245,9 @@ class CutNetwork:
             targets, chars = targets + info["targets"], chars + info["chars"]
             rows += len(info["rows"])
         from_arrays(self.scaler.state(), before, "the loss scale before validation")
+        if not targets:
+            raise DataError("the evaluation rows predict nothing")
+        nats = float(self._gather(nats)[-1, 0])  # the same bits for all, who decide by them
         return Score(nats, targets, chars, rows)
 
     @property

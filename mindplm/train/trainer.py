@@ -243,7 +243,6 @@ class Trainer:
         after: Callable[[Path], Path],
     ) -> None:
         if self.cut is not None:
-            assert train is not None
             self._write_parts(writer, folder, train, after)
             return
         if self.found.rank:
@@ -284,7 +283,11 @@ class Trainer:
         writer.submit(write)
 
     def _write_parts(
-        self, writer: Writer, folder: Path, train: TrainState, after: Callable[[Path], Path]
+        self,
+        writer: Writer,
+        folder: Path,
+        train: TrainState | None,
+        after: Callable[[Path], Path],
     ) -> None:
         """Every process writes its parts, at the same step, and rank 0 all the rest."""
         cut, rank = self.cut, self.found.rank
@@ -292,9 +295,11 @@ class Trainer:
         writer.wait()
         new = NewFolder(folder, cut.num_bytes) if rank == 0 else None
         number = int(self.gather(new.number if new is not None else 0)[0, 0])
-        arrays = cut.arrays()
+        arrays = cut.arrays(moments=train is not None)
         if writer.background:
-            arrays, train.arrays = copied(arrays), copied(train.arrays)
+            arrays = copied(arrays)
+            if train is not None:
+                train.arrays = copied(train.arrays)
         config, files = settings.to_dict(self.config), self.tokenizer.files()
 
         def write() -> Path:
@@ -304,7 +309,8 @@ class Trainer:
             with new.build() as builder:
                 parts.write_part(builder.folder, rank, arrays)
                 folders.write_head(builder, self.config.family, config["model"], files, config)
-                train.write(builder)
+                if train is not None:
+                    train.write(builder)
                 parts.collect(builder, cut.first_places, cut.shapes, config["parallel"])
             return after(folder)
 

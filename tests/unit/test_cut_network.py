@@ -120,10 +120,23 @@ def test_a_cut_run_is_the_plain_run_saved_in_parts(settings: Path, monkeypatch, 
 
     middle = RunFolder(tmp_path / "cut").path_of(2)
     output = f"train.output={tmp_path}/again"
-    words += [output, f"train.resume={middle}"]
+    words += [output, f"train.resume={middle}", "finetune={}"]
     again = checkpoint.read(pretrain(monkeypatch, settings, *words, by_plan=True))
-    tiny_run.assert_same_state(again, one)
+    best = checkpoint.read(tmp_path / "again" / "best")
+    assert best.train() is None and best.parts is not None
+    tiny_run.assert_same_arrays(best.weights(), again.weights())
+    assert_same_but_for_best(again, one)
     assert told(tmp_path / "again", "train/loss") == losses[2:]
+
+
+def assert_same_but_for_best(one: Any, other: Any) -> None:
+    """The run that goes on keeps the best state too."""
+    left, right = one.train(), other.train()
+    for meta in (left.meta, right.meta):
+        meta.pop("best")
+    assert (left.step, left.meta) == (right.step, right.meta)
+    tiny_run.assert_same_arrays(left.arrays, right.arrays)
+    tiny_run.assert_same_arrays(one.weights(), other.weights())
 
 
 def assert_near(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:

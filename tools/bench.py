@@ -11,7 +11,18 @@ import json
 import sys
 from collections.abc import Sequence
 
-from benchmarks import generate, machine, preprocess, roofline, tokenizer, train
+from benchmarks import (
+    compile,
+    convert,
+    generate,
+    load,
+    machine,
+    preprocess,
+    roofline,
+    scaling,
+    tokenizer,
+    train,
+)
 
 from mindplm.errors import UserError
 
@@ -20,6 +31,10 @@ VERBS = {
     "preprocess": preprocess,
     "generate": generate,
     "train": train,
+    "load": load,
+    "convert": convert,
+    "compile": compile,
+    "scaling": scaling,
     "roofline": roofline,
 }
 

@@ -9,6 +9,7 @@ special entries, then numbered words; it has the size of the published one and n
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 import zlib
@@ -61,6 +62,7 @@ def write(
     dtype: str = "float16",
     safetensors: bool = False,
     seed: int = 0,
+    vocab_size: int = 0,
 ) -> Path:
     """Writes the folder: tensors, config.json and vocab.txt.
 
@@ -72,11 +74,13 @@ def write(
         dtype: float16, bfloat16 or float32.
         safetensors: Not PyTorch's format.
         seed: Of the values.
+        vocab_size: Entries; 0: as the preset, which must say it then.
     """
     out, entry = Path(out), families.family("cpm_bee")
     if preset not in entry.presets:
         raise UserError(f"preset {preset!r} is not known; accepted: {', '.join(entry.presets)}")
     model = entry.presets[preset]
+    model = dataclasses.replace(model, vocab_size=vocab_size or model.vocab_size)
     ours = {
         name: random_array(name, shape, DTYPES[dtype], seed)
         for name, shape in entry.part("shapes")(model).items()

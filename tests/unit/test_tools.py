@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -18,11 +20,13 @@ from mindplm.data.instances import make_instance
 from mindplm.data.original import FIELDS, as_batch
 from mindplm.data.packing import Packer, RowShape
 from mindplm.data.sources import Document, SourceReader
+from mindplm.errors import UserError
 
 sys.path.insert(0, str(ROOT / "tools"))
 import poems
-from benchmarks import original_pipeline, texts
+from benchmarks import generate, original_pipeline, scaling, texts
 
+TORCH = os.environ.get("MINDPLM_TORCH_PYTHON", "")
 LOST = "忍辱收珍宝，嗔●捐福田。\n高心难见佛，下意得生天。"
 
 
@@ -90,6 +94,83 @@ def test_bench(words: tuple[str, ...]) -> None:
     assert found["bench"] == words[0]
     assert found["machine"]["cores"] >= 1 and found["machine"]["mindspore"]
     assert all(result["tokens/s"] > 0 for result in found["results"])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("convert", "--preset", "tiny", "--vocab-size", "3000"),
+        ("compile", "--preset", "tiny", "--layers", "1", "--rows", "2", "--seq-len", "32"),
+        ("load", "--preset", "tiny", "--rows", "2", "--seq-len", "32", "--steps", "2")
+        + ("--new", "1"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_bench_of_starts(words: tuple[str, ...]) -> None:
+    """Every figure is a number above zero, but for what may not be measurable at this size."""
+    vocab = () if "--vocab-size" in words else ("--vocab-size", "300")
+    done = run("bench.py", *words, *vocab, "--json", "--runs", "1")
+    assert done.returncode == 0, done.stderr
+    for row in json.loads(done.stdout)["results"]:
+        figures = {k: v for k, v in row.items() if k not in ("what", "spread", "wait of step")}
+        assert len(figures) and all(value > 0 for value in figures.values()), row
+
+
+def test_ratios_of_writing_are_of_medians_and_answers_must_agree() -> None:
+    shape = generate.Shape(2, 1, 32, 10)
+    ours = [
+        {"seconds": [1.0, 2.0], "answers": ["a", "b"]},
+        {"seconds": [3.0], "answers": ["a", "b"]},
+    ]
+    theirs = [{"seconds": [5.0, 7.0], "answers": ["a", "b"]}]
+    found = {(shape, "mindplm"): ours, (shape, "torch"): theirs}
+    rows = list(generate.rows_of(shape, found, ("mindplm", "torch")))
+    assert [row["ours faster"] for row in rows] == [1.0, 3.0]
+    assert [row["tokens/s"] for row in rows] == [10.0, 20 / 6]
+    theirs[0]["answers"] = ["a", "c"]
+    with pytest.raises(UserError, match="torch writes something else for prompt 2"):
+        list(generate.rows_of(shape, found, ("mindplm", "torch")))
+
+
+def test_scaling_tells_of_points_that_fail(tmp_path, monkeypatch) -> None:
+    """Each point gets its sizes; a failing one does not end the others."""
+
+    def told(command):
+        words = dict(zip(command[4::2], command[5::2]))
+        if words["--layers"] == "4":
+            raise UserError("no memory")
+        names = ("tokens/s", "ms", "of matrix rate", "memory GB", "first step s", "spread")
+        return {"results": [dict.fromkeys(names, 1.0)]}
+
+    monkeypatch.setattr(scaling, "told", told)
+    monkeypatch.setattr(scaling.real_run, "prepared", lambda folder, **sizes: folder / "run.yaml")
+    monkeypatch.setattr(
+        scaling.real_run, "run", lambda *args: {"tokens/s": args[2], "memory GB": 1.0}
+    )
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--runs", type=int, default=1)
+    scaling.add_arguments(parser)
+    rows = scaling.run(parser.parse_args(["--quick", "--out", str(tmp_path / "out")]))
+    curves = scaling.QUICK
+    assert [row["value"] for row in rows if row["curve"] == "seq_len"] == list(curves.seq_len)
+    assert [row["tokens"] for row in rows if row["curve"] == "seq_len"] == [512, 512, 512]
+    assert [row["value"] for row in rows if "error" in row] == [4]
+    assert [row["tokens/s"] for row in rows if row["curve"] == "processes"] == [1, 2]
+    saved = json.loads((tmp_path / "out" / "scaling.json").read_text())
+    assert saved["results"] == rows
+    assert (tmp_path / "out" / "scaling.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.skipif(not TORCH, reason="MINDPLM_TORCH_PYTHON names no interpreter with PyTorch")
+def test_pytorch_writes_the_same() -> None:
+    """Greedy and with beams, prompts of several lengths; the tool compares and refuses."""
+    sizes = ("--preset", "tiny", "--vocab-size", "300", "--prompts", "32", "--new", "9")
+    turns = ("--torch", "--torch-python", TORCH, "--rounds", "1", "--runs", "1")
+    done = run(
+        "bench.py", "generate", *sizes, *turns, "--batches", "3", "--beams", "1", "3", "--json"
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads(done.stdout)["results"]) == 6
 
 
 def test_the_baseline_of_preprocessing_gives_what_the_library_gives(tmp_path) -> None:

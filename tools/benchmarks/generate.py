@@ -210,10 +210,10 @@ def _in_turns(args: argparse.Namespace) -> list[Result]:
             told_all = _own_process(args) if ours else _torch(args, config, side, tokenizer)
             for shape, one in zip(shapes(args), told_all):
                 found.setdefault((shape, side), []).append(one)
-    return [row for shape in shapes(args) for row in _rows(shape, found, sides)]
+    return [row for shape in shapes(args) for row in rows_of(shape, found, sides)]
 
 
-def _rows(
+def rows_of(
     shape: Shape, found: dict[tuple[Shape, str], list[Result]], sides: tuple[str, ...]
 ) -> Iterator[Result]:
     """What is told of one shape."""

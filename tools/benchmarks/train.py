@@ -12,13 +12,14 @@ import dataclasses
 import json
 import statistics
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks import train_inputs
-from benchmarks.machine import BENCH, Result, spread, timed, told
+from benchmarks.machine import BENCH, Result, since_start_s, spread, timed, told
 from benchmarks.roofline import matrix_rate
 from mindplm import families, runtime
 from mindplm.config import OptimConfig, RuntimeConfig
@@ -40,7 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--targets", choices=("quarter", "all"), nargs="+", default=["quarter", "all"],
         help="predicted positions",
     )  # fmt: skip
+    parser.add_argument("--layers", type=int, default=0, help="0: as the preset")
     parser.add_argument("--threads", type=int, default=0, help="0: all cores")
+    parser.add_argument("--cache", metavar="FOLDER", default="", help="runtime.compile_cache")
     parser.add_argument("--torch", action="store_true", help="PyTorch in turn with ours")
     parser.add_argument("--torch-python", default=sys.executable, help="interpreter with PyTorch")
     parser.add_argument("--rounds", type=int, default=2, help="turns of each side (default 2)")
@@ -54,6 +57,7 @@ def run(args: argparse.Namespace) -> list[Result]:
     if args.rows < 1 or args.seq_len < 16 or args.rounds < 1:
         raise UserError("expected --rows and --rounds of at least 1, --seq-len of at least 16")
     config = dataclasses.replace(entry.presets[args.preset], vocab_size=args.vocab_size)
+    config = dataclasses.replace(config, num_layers=args.layers or config.num_layers)
     if config.no_attention or config.no_ffn:
         raise UserError(f"--preset {args.preset} leaves parts of layers out; choose a whole one")
     rows: list[Result] = []
@@ -88,13 +92,12 @@ def _row(args: argparse.Namespace, config: Any, kind: str, found: Result) -> Res
 
 def _ours(args: argparse.Namespace, config: Any, kind: str) -> Result:
     """Our step in this process."""
-    runtime.setup(RuntimeConfig(threads=args.threads))
+    runtime.setup(RuntimeConfig(threads=args.threads, compile_cache=args.cache))
     from mindplm.models.cpm_bee.cell import CpmBee, CpmBeeLoss
     from mindplm.models.cpm_bee.config import SHARED_COLUMNS
     from mindplm.train.optim import Adam
     from mindplm.train.step import Numbers, Report, TrainStep
 
-    rate = matrix_rate(runs=args.runs)
     cell = CpmBee(config)
     train_inputs.fill(cell, to_plain(config))
     optimizer = Adam(list(cell.trainable_params()), OptimConfig())
@@ -110,9 +113,15 @@ def _ours(args: argparse.Namespace, config: Any, kind: str) -> Result:
         assert report.moved and np.isfinite(report.loss)
         losses.append(report.loss)
 
+    begin = time.perf_counter()
+    one()
+    first = {"first step s": time.perf_counter() - begin, "since start s": since_start_s()}
     _, seconds = timed(one, args.runs)
+    memory = runtime.peak_memory_bytes()
+    rate = matrix_rate(runs=args.runs)
     found = {"side": "mindplm", "seconds": seconds, "rate": rate, "loss": losses[0]}
-    return {**_row(args, config, kind, found), "seconds": seconds}
+    row = {**_row(args, config, kind, found), **first, "memory GB": memory / 1e9}
+    return {**row, "seconds": seconds}
 
 
 def _in_turns(args: argparse.Namespace, config: Any, kind: str) -> list[Result]:
@@ -140,7 +149,7 @@ def _in_turns(args: argparse.Namespace, config: Any, kind: str) -> list[Result]:
 def _own_process(args: argparse.Namespace, kind: str) -> Result:
     """Our side as `bench.py train` without PyTorch gives it."""
     words = ["train", "--json", "--targets", kind, "--preset", args.preset]
-    for name in ("runs", "vocab_size", "rows", "seq_len", "threads"):
+    for name in ("runs", "vocab_size", "rows", "seq_len", "layers", "threads"):
         words += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
     return told([sys.executable, str(BENCH), *words])["results"][0]
 

@@ -300,10 +300,6 @@ def _set_environment(config: RuntimeConfig) -> None:
         raise DeviceError(f"runtime.threads={config.threads}, expected at most {cores}, the cores")
     if config.threads:
         os.environ.setdefault("OMP_NUM_THREADS", str(config.threads))
-    if config.compile_cache:
-        os.makedirs(config.compile_cache, exist_ok=True)
-        os.environ["MS_COMPILER_CACHE_ENABLE"] = "1"
-        os.environ["MS_COMPILER_CACHE_PATH"] = os.path.abspath(config.compile_cache)
 
 
 # --- log ------------------------------------------------------------------------------------------

@@ -8,6 +8,8 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
+from mindplm.graph_cache import GraphCache
+
 
 class _Start(nn.Cell):
     """Reads the prompts and spreads their keys and values over the rows of a longer cache."""
@@ -47,11 +49,13 @@ class CompiledNetwork:
         prefill: (columns of a prompt batch) -> (logits [B, classes], k_0, v_0, k_1, ...), the
             caches [B, H, at most the cache's length, K].
         step: (columns of a step, k_0, v_0, ...) -> (logits [R, classes], k_0, v_0, ...).
+        cache: Keeps the graphs of the first batch between runs; none: they are compiled anew.
     """
 
-    def __init__(self, prefill: nn.Cell, step: nn.Cell):
+    def __init__(self, prefill: nn.Cell, step: nn.Cell, cache: GraphCache | None = None):
         self._start = _Start(prefill)
         self._step = _Step(step)
+        self._cache = cache or GraphCache("", None)
 
     @property
     def num_graphs(self) -> tuple[int, int]:
@@ -66,12 +70,16 @@ class CompiledNetwork:
         self, columns: Sequence[Tensor], rows: Tensor, room: Tensor
     ) -> tuple[np.ndarray, Sequence[Tensor]]:
         """Reads prompts."""
-        logits, *caches = self._start(rows, room, *columns)
+        inputs = (rows, room, *columns)
+        self._cache.close()  # a step before this one was read already, or never comes
+        with self._cache.first(*inputs):
+            logits, *caches = self._start(*inputs)
         return logits.asnumpy(), caches
 
     def step(
         self, columns: Sequence[Tensor], caches: Sequence[Tensor]
     ) -> tuple[np.ndarray, Sequence[Tensor]]:
         """Reads one token per row."""
-        logits, *caches = self._step(*columns, *caches)
+        with self._cache.second():
+            logits, *caches = self._step(*columns, *caches)
         return logits.asnumpy(), caches

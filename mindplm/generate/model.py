@@ -14,9 +14,11 @@ from mindplm.errors import ConfigError
 from mindplm.generate.compiled import CompiledNetwork
 from mindplm.generate.layout import Layout
 from mindplm.generate.switch import Switch
+from mindplm.graph_cache import GraphCache
 from mindplm.merged import open_adapter, open_model
 from mindplm.nn.int8 import load_int8
 from mindplm.nn.values import load_model
+from mindplm.strict import to_plain
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ def load(
         load_int8(cell, opened.weights(), str(saved.folder))
     else:
         load_model(cell, opened.weights(), str(saved.folder), fresh=True)
-    model = from_cell(cell, config, saved.family)
+    model = from_cell(cell, config, saved.family, settings.compile_cache)
     if several:
         found = {name: open_adapter(place, saved) for name, place in several.items()}
         if opened.adapter is not None:
@@ -110,9 +112,18 @@ def load(
     return model, tokenizer
 
 
-def from_cell(cell: Any, config: Any, family: str = "cpm_bee") -> Model:
-    """Wraps a network in memory; what it writes follows later changes of its weights."""
+def from_cell(cell: Any, config: Any, family: str = "cpm_bee", compile_cache: str = "") -> Model:
+    """Wraps a network in memory; what it writes follows later changes of its weights.
+
+    Args:
+        cell: The network.
+        config: Its settings.
+        family: Key of the family table.
+        compile_cache: Folder that keeps compiled graphs between runs; "": none.
+    """
     parts = families.family(family)
-    network = CompiledNetwork(*parts.part("decode")(cell))
+    kept = GraphCache(compile_cache, [family, to_plain(config)], cell.get_parameters())
+    prefill, step = parts.part("decode")(cell)
+    network = CompiledNetwork(prefill, step, kept)
     scorer = parts.part("scorer")(cell) if parts.scorer_ref else None
     return Model(family, config, network, scorer, cell)

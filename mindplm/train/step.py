@@ -10,7 +10,8 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
-from mindplm.config import RunConfig
+from mindplm.config import RunConfig, to_dict
+from mindplm.graph_cache import GraphCache
 from mindplm.nn.kernels import overflowed, sum_squares
 from mindplm.train.optim import Adam, Rates, zeros
 from mindplm.train.scaler import LossScale, scalar
@@ -200,6 +201,17 @@ class Move(nn.Cell):
         return head if facts.shape[0] == 1 else ops.concat((head, facts[1:]))
 
 
+class _Whole(nn.Cell):
+    """A function of the step as a cell that has all its weights, as a kept graph needs."""
+
+    def __init__(self, run, loss: nn.Cell, move: Move, sums: Any):
+        super().__init__(auto_prefix=False)
+        self.run, self.loss, self.move, self.sums = run, loss, move, sums
+
+    def construct(self, *inputs):
+        return self.run(*inputs)
+
+
 class TrainStep:
     """Computes the loss of a batch and moves the weights, in one compiled graph.
 
@@ -217,6 +229,7 @@ class TrainStep:
         world: Devices that each take a share of every batch.
         num_tasks: Tasks whose losses are told; the loss cell has `tokens` then, and `tasks`, the
             number of the task of each target, is the last column.
+        cache: Keeps the graphs between runs; none: they are compiled anew.
     """
 
     def __init__(
@@ -229,6 +242,7 @@ class TrainStep:
         scaler: LossScale | None = None,
         world: int = 1,
         num_tasks: int = 0,
+        cache: GraphCache | None = None,
     ):
         self.num_micro = num_micro
         self.optimizer = optimizer
@@ -241,26 +255,27 @@ class TrainStep:
         sums, scale = self.sums, self.scaler.scale
         gradient = ops.value_and_grad(_Facts(loss, num_tasks), None, weights, has_aux=True)
 
-        @ms.jit
         def whole(numbers, *columns):
             (_, facts), grads = gradient(numbers[0] * scale, *columns)
             return move(grads, facts, numbers)
 
-        @ms.jit
         def micro(numbers, *columns):
             (_, facts), grads = gradient(numbers[0] * scale, *columns)
             for i in range(len(grads)):
                 facts = ops.depend(facts, ops.assign_add(sums[i], grads[i].astype(ms.float32)))
             return facts
 
-        @ms.jit
         def finish(numbers, facts):
             report = move(sums, facts, numbers)
             for i in range(len(sums)):
                 report = ops.depend(report, ops.assign(sums[i], ops.zeros_like(sums[i])))
             return report
 
-        self.whole, self.micro, self.finish = whole, micro, finish
+        def graph(run: Any) -> Any:
+            return _Whole(run, loss, move, sums) if self.cache.folder else ms.jit(run)
+
+        self.cache = cache or GraphCache("", None)
+        self.whole, self.micro, self.finish = graph(whole), graph(micro), graph(finish)
 
     def state(self) -> list[Parameter]:
         """What a checkpoint keeps beside weights and moments."""
@@ -280,12 +295,17 @@ class TrainStep:
         """
         vector = numbers.tensor()
         if self.num_micro == 1:
-            return self.whole(vector, *(Tensor(a) for a in columns.values()))
+            inputs = [Tensor(a) for a in columns.values()]
+            with self.cache.first(vector, *inputs):
+                return self.whole(vector, *inputs)
         facts = Tensor(self._none)
         for part in range(self.num_micro):
             rows = micro_batch(columns, shared, part, self.num_micro)
-            facts = facts + self.micro(vector, *(Tensor(a) for a in rows.values()))
-        return self.finish(vector, facts)
+            inputs = [Tensor(a) for a in rows.values()]
+            with self.cache.first(vector, *inputs):
+                facts = facts + self.micro(vector, *inputs)
+        with self.cache.second():
+            return self.finish(vector, facts)
 
 
 def micro_batch(
@@ -314,12 +334,18 @@ def plain_step(
     if config.parallel.recompute:
         for block in model.blocks:
             block.recompute()
+    adam = Adam(list(model.trainable_params()), config.optim)
+    weights = [*loss.get_parameters(), *adam.get_parameters()]
+    settings = to_dict(config)
+    for name in ("output", "resume", "steps"):
+        settings["train"].pop(name)
     return TrainStep(
         loss,
-        Adam(list(model.trainable_params()), config.optim),
+        adam,
         clip_norm=config.optim.clip_norm,
         num_micro=config.accumulation,
         scaler=LossScale(config.optim, dynamic=config.runtime.dtype == "float16"),
         world=world,
         num_tasks=num_tasks,
+        cache=GraphCache(config.runtime.compile_cache, [settings, num_tasks, world], weights),
     )

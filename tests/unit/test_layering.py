@@ -43,6 +43,7 @@ GROUPS.update(integrations=" ".join(GROUPS))
 # Modules at the top level that belong to a group of another name.
 ALIASES = {
     "strict": "config",
+    "graph_cache": "runtime",
     "yaml_io": "config",
     "tensors": "files",
     "config_data": "config",

@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> list[Result]:
     with tempfile.TemporaryDirectory(dir=args.folder or None) as name:
         folder = Path(name)
         size = _write(folder / "model", config, args.dtype)
-        rows = []
+        rows, texts = [], set()
         for what, cache in (("no cache", ""), ("written", "cache"), ("read", "cache")):
             job: dict[str, Any] = {"folder": str(folder / "model"), "prompt": "A B C"}
             job |= {"new": args.new, "cache": cache and str(folder / cache)}
@@ -53,7 +53,10 @@ def run(args: argparse.Namespace) -> list[Result]:
             seconds = found["loaded s"] - found["import s"]
             found |= {"file MB": size / 1e6, "read MB/s": size / 1e6 / seconds}
             found["memory MB"] = found.pop("memory") / 1e6
+            texts.add(found.pop("text"))
             rows.append({"what": f"load, graphs {what}", **found})
+        if len(texts) > 1:
+            raise UserError(f"what is written depends on the cache: {sorted(texts)}")
         settings = real_run.prepared(
             folder, preset=args.preset, rows=args.rows, seq_len=args.seq_len, steps=args.steps
         )

@@ -92,7 +92,8 @@ def _row(args: argparse.Namespace, config: Any, kind: str, found: Result) -> Res
 
 def _ours(args: argparse.Namespace, config: Any, kind: str) -> Result:
     """Our step in this process."""
-    runtime.setup(RuntimeConfig(threads=args.threads, compile_cache=args.cache))
+    runtime.setup(RuntimeConfig(threads=args.threads))
+    from mindplm.graph_cache import GraphCache
     from mindplm.models.cpm_bee.cell import CpmBee, CpmBeeLoss
     from mindplm.models.cpm_bee.config import SHARED_COLUMNS
     from mindplm.train.optim import Adam
@@ -101,7 +102,10 @@ def _ours(args: argparse.Namespace, config: Any, kind: str) -> Result:
     cell = CpmBee(config)
     train_inputs.fill(cell, to_plain(config))
     optimizer = Adam(list(cell.trainable_params()), OptimConfig())
-    step = TrainStep(CpmBeeLoss(cell), optimizer, clip_norm=1.0, num_micro=1)
+    loss = CpmBeeLoss(cell)
+    weights = [*loss.get_parameters(), *optimizer.get_parameters()]
+    kept = GraphCache(args.cache, to_plain(config), weights)
+    step = TrainStep(loss, optimizer, clip_norm=1.0, num_micro=1, cache=kept)
     wanted = num_targets(args, kind)
     columns = train_inputs.columns(to_plain(config), args.rows, args.seq_len, wanted)
     losses: list[float] = []

@@ -74,7 +74,8 @@ class RuntimeConfig:
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Type of weights and activations in the compiled graphs."""
     compile_cache: str = ""
-    """Folder that keeps compiled graphs between runs; empty: none."""
+    """Folder that keeps the graphs of the training step, or of the first texts that are written,
+    between runs; empty: none."""
     peak_tflops: float = 0.0
     """Matrix products of one device in 10^12 operations a second, which the share of use (mfu)
     in the log relates to; 0: measured at the start."""

@@ -238,13 +238,14 @@ def held_shapes(
     parallel = config.parallel
     stages = stages_of(plan.block_costs(config.model), parallel.pipeline)
     padded = replace(config.model, vocab_size=vocab_rows(config.model.vocab_size, parallel))
-    size = 4  # of fp32, whatever the weights are: so the compiler counts against its threshold
+    size = 4 if config.runtime.dtype == "float32" else 2
     held = {}
     for name, shape in shapes(padded).items():
         if not is_held(name, plan, stages, stage_of_rank(rank, parallel)):
             continue
         cut = plan.slice_shape(name, shape, parallel)
-        large = size * math.prod(cut) >= 1024 * shard_threshold_kb(parallel)
+        # The compiler counts the whole weight, before it is cut.
+        large = size * math.prod(shape) >= 1024 * shard_threshold_kb(parallel)
         if parallel.optimizer_shard and large and cut[0] % parallel.data == 0:
             cut = (cut[0] // parallel.data, *cut[1:])
         held[name] = cut

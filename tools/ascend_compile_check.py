@@ -51,6 +51,9 @@ def _arguments() -> argparse.ArgumentParser:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that win")
     parser.add_argument("--size", nargs="+", choices=rows.SIZES, help="of --all only these sizes")
     parser.add_argument("--cards", nargs="+", type=int, help="only these numbers of cards")
+    parser.add_argument(
+        "--layers", type=int, default=0, metavar="N", help="of --all the first N layers a stage"
+    )
     parser.add_argument("--few", action="store_true", help="first and last device of all, only")
     parser.add_argument("--out", type=Path, metavar="FILE.md", help="keep the table, and a JSON")
     parser.add_argument("--keep", action="store_true", help="do not repeat rows of --out")
@@ -73,7 +76,7 @@ def chosen(args: argparse.Namespace) -> Iterator[rows.Row]:
         for size in args.size or rows.SIZES:
             for layout in rows.LAYOUTS:
                 if not args.cards or layout.cards in args.cards:
-                    yield from rows.rows_of(size, layout, few=args.few)
+                    yield from rows.rows_of(size, layout, few=args.few, layers=args.layers)
 
 
 def of_config(path: str, overrides: Sequence[str], few: bool) -> Iterator[rows.Row]:

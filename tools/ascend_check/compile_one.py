@@ -55,7 +55,7 @@ def step(config: RunConfig, rank: int, world: int) -> dict[str, Any]:
     if config.parallel.by_plan:
         cut_run = CutNetwork(config, rank, _nothing)
         _check_places(cut_run, rank)
-        return {"slices": _slices(cut_run.network)}
+        return {"slices": _slices(cut_run.network, world)}
     columns = empty_batch(config, config.micro_batch_size)
     with no_init_parameters():
         model = parts.part("cell")(config.model, runtime.compute_dtype(config.runtime.dtype))
@@ -96,17 +96,19 @@ def _check_places(cut_run: CutNetwork, rank: int) -> None:
                 raise RuntimeError(f"{item.name}: the part of this device is not at {place}")
 
 
-def _slices(network: Any) -> dict[str, list[int]]:
+def _slices(network: Any, world: int) -> dict[str, list[int]]:
     """Shape of what this device holds of each weight, moment and sum.
 
-    A layout names its shape after the cuts of operators, and, as "4-...", the group of devices that
-    the optimizer's shard spreads the first axis over.
+    A layout names its shape after the cuts of operators, and, as "4-..." or as that of all devices,
+    the group of devices that the optimizer's shard spreads the first axis over.
     """
     found = {}
     for name, layout in network.parameter_layout_dict.items():
         if "weight" in name:
             shape, group = list(layout[2]), layout[5]
-            found[name] = [shape[0] // int(group.partition("-")[0] if group else 1), *shape[1:]]
+            everyone = group == GlobalComm.WORLD_COMM_GROUP
+            size = world if everyone else int(group.partition("-")[0] or 1)
+            found[name] = [shape[0] // size, *shape[1:]]
     return found
 
 

@@ -138,10 +138,19 @@ def ranks(layout: Layout, few: bool = False) -> Iterator[int]:
         yield from sorted(ends)
 
 
-def rows_of(size: str, layout: Layout, *, few: bool = False) -> Iterator[Row]:
-    """The rows of a size under a layout, at its real depth and width."""
+def rows_of(size: str, layout: Layout, *, few: bool = False, layers: int = 0) -> Iterator[Row]:
+    """The rows of a size under a layout, at its real width; layers: as many a stage, 0 for all."""
+    model: dict[str, Any] = {"preset": size}
+    note = ""
+    if layers:
+        whole = Row(size, layout, 0, tree_of(model, layout)).config().model
+        first = layers * layout.pipeline
+        note = f"the first {first} of {whole.num_layers} layers"
+        for name in ("no_attention", "no_ffn"):
+            model[name] = [layer for layer in getattr(whole, name) if layer < first]
+        model["num_layers"] = first
     for rank in ranks(layout, few):
-        yield Row(size, layout, rank, tree_of({"preset": size}, layout))
+        yield Row(size, layout, rank, tree_of(model, layout), note=note)
 
 
 def one_card() -> Iterator[Row]:

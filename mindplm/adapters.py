@@ -117,7 +117,8 @@ def write(
 def weights_digest(checkpoint: str | Path) -> str:
     """Tells the weights of a checkpoint folder from others; the same weights give the same."""
     listed = files.read_manifest(Path(checkpoint))
-    sums = {name: entry["sha256"] for name, entry in listed.items() if name.startswith("weights")}
+    kept = ("weights", "parts/")
+    sums = {name: entry["sha256"] for name, entry in listed.items() if name.startswith(kept)}
     return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
 
 

@@ -294,7 +294,8 @@ def _to_theirs(source: Path, out: Path, back: str, dtype: str, verify: bool) -> 
         else:
             writer.write("pytorch_model.bin", torch_chunks(theirs, "pytorch_model"))
     seconds = time.perf_counter() - start
-    paths = sorted(saved.folder.glob("weights*.safetensors"))
+    form = "weights*.safetensors" if saved.parts is None else "parts/*.safetensors"
+    paths = sorted(saved.folder.glob(form))
     report = report_of(saved.family, flavour, out, paths, theirs, (), seconds)
     if not verify:
         return report

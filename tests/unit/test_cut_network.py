@@ -18,7 +18,7 @@ import tiny_run
 from mindspore import Tensor
 from tiny_run import numbers
 
-from mindplm import checkpoint, cli, files, parts, runtime
+from mindplm import adapters, checkpoint, cli, files, parts, runtime
 from mindplm.checkpoint import RunFolder, TrainState
 from mindplm.config import ParallelConfig, RunConfig, TrainConfig, require_trainable
 from mindplm.data import prepare
@@ -119,6 +119,7 @@ def test_a_cut_run_is_the_plain_run_saved_in_parts(settings: Path, monkeypatch, 
         np.testing.assert_allclose(*pair, atol=2e-4)
 
     middle = RunFolder(tmp_path / "cut").path_of(2)
+    assert adapters.weights_digest(middle) != adapters.weights_digest(saved)
     output = f"train.output={tmp_path}/again"
     words += [output, f"train.resume={middle}", "finetune={}"]
     again = checkpoint.read(pretrain(monkeypatch, settings, *words, by_plan=True))

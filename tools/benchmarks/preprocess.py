@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--megabytes", type=float, default=30, help="size of the corpus (default 30)"
     )
     parser.add_argument(
-        "--baseline-megabytes", type=float, default=0.5, help="of which the baseline reads so many"
+        "--baseline-megabytes", type=float, default=2, help="of which the baseline reads so many"
     )
     parser.add_argument("--seq-len", type=int, default=2048, help="tokens of a row (default 2048)")
     parser.add_argument(

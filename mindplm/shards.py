@@ -202,6 +202,15 @@ def data_rank(rank: int, parallel: ParallelConfig) -> int:
     return rank % (parallel.devices // parallel.pipeline) // parallel.model
 
 
+def num_copies(plan: ShardPlan, name: str, parallel: ParallelConfig) -> int:
+    """How many processes of a stage compute with the same part of a weight.
+
+    parallel.optimizer_shard spreads the part over them.
+    """
+    ways = plan.strategy(plan.weight_axes(name), parallel)
+    return parallel.data * parallel.model // math.prod(ways)
+
+
 def is_held(name: str, plan: ShardPlan, stages: Sequence[int], stage: int) -> bool:
     """Whether a pipeline stage has a weight.
 
@@ -246,8 +255,9 @@ def held_shapes(
         cut = plan.slice_shape(name, shape, parallel)
         # The compiler counts the whole weight, before it is cut.
         large = size * math.prod(shape) >= 1024 * shard_threshold_kb(parallel)
-        if parallel.optimizer_shard and large and cut[0] % parallel.data == 0:
-            cut = (cut[0] // parallel.data, *cut[1:])
+        copies = num_copies(plan, name, parallel)
+        if parallel.optimizer_shard and large and cut[0] % copies == 0:
+            cut = (cut[0] // copies, *cut[1:])
         held[name] = cut
     return held
 

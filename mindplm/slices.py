@@ -2,7 +2,7 @@
 
 Processes follow one another stage by stage, in a stage data index by data index, and the model
 index runs fastest. The axes that a shard plan cuts over the model axis are cut into even parts;
-parallel.optimizer_shard cuts the first axis of a part further over the data axis.
+parallel.optimizer_shard cuts the first axis of a part further over the processes that share it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from mindplm.errors import CheckpointError
-from mindplm.shards import ShardPlan, data_rank, held_shapes, vocab_rows
+from mindplm.shards import ShardPlan, data_rank, held_shapes, num_copies, vocab_rows
 
 Place = tuple[slice, ...]
 
@@ -48,8 +48,10 @@ class Cutter:
             ways = self.plan.strategy(axes, parallel)
             begin = [size * model if cut > 1 else 0 for size, cut in zip(shape, ways)]
             whole = self.whole(name)
-            if math.prod(whole) > math.prod(shape) * math.prod(ways):  # also cut over the data axis
-                begin[0] = shape[0] * (parallel.data * (model if ways[0] > 1 else 0) + data)
+            if math.prod(whole) > math.prod(shape) * math.prod(ways):  # spread over its copies too
+                copies = num_copies(self.plan, name, parallel)
+                copy = data if copies == parallel.data else data * parallel.model + model
+                begin[0] = shape[0] * (copies * (model if ways[0] > 1 else 0) + copy)
             found[name] = tuple(slice(b, b + size) for b, size in zip(begin, shape))
         return found
 

@@ -9,7 +9,7 @@ import mindspore as ms
 from mindspore import nn, ops
 
 from mindplm.models.gpt1.config import Gpt1Config
-from mindplm.models.parts import causal_model, post_norm_blocks, require_no_dropout
+from mindplm.models.parts import causal_model, post_norm_blocks
 from mindplm.nn.causal import CausalLoss, CausalModel
 from mindplm.nn.kernels import gelu_tanh
 from mindplm.nn.layers import Linear
@@ -20,7 +20,6 @@ def network(config: Gpt1Config, dtype=ms.float32) -> CausalModel:
 
     Source: Radford et al. 2018, "Improving Language Understanding by Generative Pre-Training".
     """
-    require_no_dropout(config, "gpt1")
     blocks = post_norm_blocks(config, gelu_tanh, dtype)
     classes = config.position_classes
     return causal_model(config, blocks, None, position_classes=classes, dtype=dtype)

@@ -205,10 +205,8 @@ class CptDrawer:
 
     def _in_slots(self, work: Work) -> Drawn:
         """A row for each template."""
-        shape, drawn = (
-            self._shapes[work.source],
-            Drawn(work.source, work.draw, work.document.place, True),
-        )
+        drawn = Drawn(work.source, work.draw, work.document.place, True)
+        shape = self._shapes[work.source]
         assert shape is not None
         label = list(shape.labels).index(work.document.label)
         writes = shape.slots.states == "writing"
@@ -217,7 +215,8 @@ class CptDrawer:
                 made = slots(*texts_of(work.document, shape))
                 piece: Any = slot_piece(made, slots, label, self._seq_len, writes=writes)
                 piece.task = task_number(work.source, RECORD, TASKS)
-                drawn.counts["records cut to fit their template"] += made.cut
+                if made.cut:
+                    drawn.counts["records cut to fit their template"] += 1
                 drawn.instances.append(piece)
         except RecordError as error:
             drawn.problems.append(Problem(drawn.place, error.reason, str(error)))

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
+from mindplm.config_slots import SlotsConfig
 from mindplm.strict import at_least, require
 
 _INPUTS = {
@@ -89,6 +90,8 @@ class ShapeConfig:
     markers: bool = False
     """Whether the vocabulary has the tags <用户> and <AI>; otherwise turns begin as the published
     checkpoints saw them."""
+    slots: SlotsConfig = field(default_factory=SlotsConfig)
+    """Of classification and pairs: the label's words are filled into a template (cpt)."""
     balance: bool = False
     """Whether records of rare labels are used more often, so that all labels are as frequent."""
 
@@ -119,6 +122,11 @@ class ShapeConfig:
         require(
             not self.balance or fixed or self.kind == "choices",
             f"{here}: balance needs labels, so classification, pairs or choices",
+        )
+        count = len(self.shown)
+        require(
+            not self.slots.templates or (fixed and 1 <= count <= 2),
+            f"{here}: slots need classification or pairs with one or two inputs, got {count}",
         )
         for column, pattern in self.patterns.items():
             try:

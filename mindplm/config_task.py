@@ -87,6 +87,10 @@ class TaskConfig:
             self.method == "generate" or not writes,
             f"method=likelihood writes nothing, so it cannot measure {', '.join(sorted(writes))}",
         )
+        require(
+            not self.shape.slots.templates or self.metrics == ("accuracy",),
+            f"shape.slots: a label is chosen, so metrics must be [accuracy], got {self.metrics}",
+        )
         self._check_template()
         at_least("task", self, shots=0, shots_seed=0, limit=0)
         require(

@@ -71,6 +71,8 @@ class Family:
     """(network, teacher, hard=, soft=, temperature=) -> training cell; "": cannot be distilled."""
     scorer_ref: str = ""
     """network -> what `generate.scoring` measures with."""
+    slots_ref: str = ""
+    """network -> scores of words at places, see `measure.slotted`; "": there are no slots."""
     plain_texts: bool = False
     """Records hold texts as they are: there are no tags, so no `<` is doubled."""
     states_ref: str = ""
@@ -204,6 +206,7 @@ FAMILIES: dict[str, Family] = {
         loss_ref="mindplm.models.cpt.cell:CptLoss",
         rows_ref="mindplm.data.cpt_rows:ROWS",
         states_ref="mindplm.models.cpt.cell:CptStates",
+        slots_ref="mindplm.models.cpt.cell:CptSlots",
         layout_ref="mindplm.generate.cpt_layout:cpt_layout",
         decode_ref="mindplm.models.cpt.decode:writing_cells",
     ),
@@ -334,9 +337,11 @@ def _as_started(config: settings.RunConfig) -> settings.RunConfig:
     if not config.tokenizer.path:
         vocab = settings.TokenizerConfig(str(folder / head["tokenizer"][0]))
         config = dataclasses.replace(config, tokenizer=vocab)
-    if head["family"] == config.family and config.model == type(config.model)():
+    own = config.model.dropout  # a setting of a run, not of the weights
+    plain = type(config.model)(dropout=own)
+    if head["family"] == config.family and config.model == plain:
         model = model_from_dict(config.family, head["config"], str(folder))
-        config = dataclasses.replace(config, model=model)
+        config = dataclasses.replace(config, model=dataclasses.replace(model, dropout=own))
     return config
 
 
@@ -354,6 +359,11 @@ def check_layout(config: settings.RunConfig) -> None:
         raise ConfigError(
             f"family {config.family} has no shard plan, so only parallel.data is accepted; "
             f"families with one: {able}"
+        )
+    if config.model.dropout:
+        raise ConfigError(
+            f"model.dropout={config.model.dropout} is for parallel.data only; with weights cut "
+            "over devices it must be 0"
         )
     rows = shards.vocab_rows(config.model.vocab_size, config.parallel)
     padded = dataclasses.replace(config.model, vocab_size=rows)

@@ -4,6 +4,7 @@
     python tools/ascend_compile_check.py --small                 all kinds of layouts, two layers
     python tools/ascend_compile_check.py --config FILE           a run's own layout
     python tools/ascend_compile_check.py --one-card              all operators, fp16 and bf16
+    python tools/ascend_compile_check.py --families              other families, two layers
     python tools/ascend_compile_check.py --all --out FILE.md     every size and layout; for hours
     python tools/ascend_compile_check.py --memory FILE --out FILE.md   layouts that fit a card
 
@@ -44,6 +45,7 @@ def _arguments() -> argparse.ArgumentParser:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--all", action="store_true", help="every size and layout")
     what.add_argument("--subset", action="store_true", help="a few small rows")
+    what.add_argument("--families", action="store_true", help="the other families, 2 layers")
     what.add_argument("--small", action="store_true", help="all kinds of layouts, two layers")
     what.add_argument("--one-card", action="store_true", help="every operator on one card")
     what.add_argument("--config", metavar="FILE", help="the layout of a run")
@@ -68,6 +70,8 @@ def chosen(args: argparse.Namespace) -> Iterator[rows.Row]:
         yield from rows.subset()
     elif args.small:
         yield from rows.small()
+    elif args.families:
+        yield from rows.families()
     elif args.one_card:
         yield from rows.one_card()
     elif args.config:

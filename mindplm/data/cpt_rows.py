@@ -3,7 +3,7 @@
 A document is a text, or sentences of ids from an index (`mindplm.data.indexed`).
 
 Of sentences two columns are kept, ids and a flag for the first token of each sentence; of a record
-the ids of both sides, flagged READ and WRITTEN.
+the ids of both sides, flagged READ and WRITTEN; of a record in a template see SLOT.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from mindplm.data.draw import Drawn, Work, task_number
 from mindplm.data.indexed import SENTENCES
 from mindplm.data.kinds import Draws, RowKind, RowSettings
 from mindplm.data.packing import IGNORE, RowShape
+from mindplm.data.slots import Slots, Slotted, slots_of, texts_of
 from mindplm.data.sources import RECORD, Problem
 from mindplm.data.tasks import generator
 from mindplm.data.token_rows import Piece, TextDrawer, TokenRow
@@ -32,6 +33,9 @@ DENOISE = "denoise"
 TASKS = (DENOISE, RECORD)
 """Sentences with masked words, for either decoder; a record whose answer is written."""
 READ, WRITTEN = 2, 3
+SLOT, WORD, ASKED, PLACE = 4, 5, 6, 10
+"""Flags of a record in a template: what is read, the label's words, the writing decoder's input;
+PLACE is added where a word is looked for."""
 COLUMNS = ("ids", "decoder_ids", "writes", "target_pos", "targets")
 
 
@@ -135,6 +139,23 @@ def record_piece(record: Mapping[str, Any], tokenizer: Any, seq_len: int) -> Pie
     return Piece(np.array([read + written, flags], np.int32), num_targets=len(written))
 
 
+def slot_piece(made: Slotted, slots: Slots, label: int, seq_len: int, *, writes: bool) -> Piece:
+    """A record in its template, with the words of its label.
+
+    Raises:
+        RecordError: The template is longer than a row.
+    """
+    words = slots.word_ids[label]
+    asked = slots.decoder_ids(made, label) if writes else []
+    if max(len(made.ids), len(asked)) > seq_len:
+        message = f"template of {max(len(made.ids), len(asked))} tokens, seq_len is {seq_len}"
+        raise RecordError(message, reason="too long")
+    flags = np.repeat([SLOT, WORD, ASKED], [len(made.ids), len(words), len(asked)])
+    before = len(made.ids) + len(words) if writes else 0
+    flags[[before + place for place in made.places]] += PLACE
+    return Piece(np.array([[*made.ids, *words, *asked], flags], np.int32), num_targets=len(words))
+
+
 class CptDrawer:
     """Turns draws from documents into pieces; see `token_rows.TextDrawer`."""
 
@@ -148,6 +169,8 @@ class CptDrawer:
         self._seq_len = size = settings.shape.seq_len
         self._tokenizer, self._names, self._seed = tokenizer, list(names), settings.seed
         self._marks = _marks(tokenizer)
+        self._shapes = [source.shape for source in sources]
+        self._slots = [slots_of(s, tokenizer, size) if s else [] for s in self._shapes]
         self._texts = TextDrawer(
             sources,
             names,
@@ -166,6 +189,8 @@ class CptDrawer:
         """Draws from one document."""
         if SENTENCES in work.document.fields and "text" not in work.document.fields:
             return self._sentences(work)
+        if self._slots[work.source]:
+            return self._in_slots(work)
         if ANSWER not in work.document.fields:
             return self._texts(work)
         drawn = Drawn(work.source, work.draw, work.document.place, True)
@@ -176,6 +201,25 @@ class CptDrawer:
             return drawn
         piece.task = task_number(work.source, RECORD, TASKS)
         drawn.instances.append(piece)
+        return drawn
+
+    def _in_slots(self, work: Work) -> Drawn:
+        """A row for each template."""
+        drawn = Drawn(work.source, work.draw, work.document.place, True)
+        shape = self._shapes[work.source]
+        assert shape is not None
+        label = list(shape.labels).index(work.document.label)
+        writes = shape.slots.states == "writing"
+        try:
+            for slots in self._slots[work.source]:
+                made = slots(*texts_of(work.document, shape))
+                piece: Any = slot_piece(made, slots, label, self._seq_len, writes=writes)
+                piece.task = task_number(work.source, RECORD, TASKS)
+                if made.cut:
+                    drawn.counts["records cut to fit their template"] += 1
+                drawn.instances.append(piece)
+        except RecordError as error:
+            drawn.problems.append(Problem(drawn.place, error.reason, str(error)))
         return drawn
 
     def _sentences(self, work: Work) -> Drawn:
@@ -217,6 +261,9 @@ def collate(
         if flags[0] == READ:
             _put_record(columns, place, ids[flags == READ], ids[flags == WRITTEN])
             continue
+        if flags[0] % PLACE == SLOT:
+            _put_slots(columns, place, ids, flags)
+            continue
         sentences = np.split(ids, np.flatnonzero(flags)[1:])
         draw = RandomDraw(draws.generator(place), marks.vocab_size)
         sample = make_sample([part.tolist() for part in sentences], known, shape.seq_len, draw)
@@ -239,9 +286,21 @@ def _put_record(
     token_rows.put_targets(columns, place, np.arange(len(written)), written)
 
 
+def _put_slots(
+    columns: dict[str, np.ndarray], place: int, ids: np.ndarray, flags: np.ndarray
+) -> None:
+    kinds = flags % PLACE
+    read, words, asked = (ids[kinds == kind] for kind in (SLOT, WORD, ASKED))
+    columns["ids"][place, : len(read)] = read
+    columns["decoder_ids"][place, : len(asked)] = asked
+    columns["writes"][place] = writes = len(asked) > 0
+    at = np.flatnonzero(flags[kinds == (ASKED if writes else SLOT)] >= PLACE)
+    token_rows.put_targets(columns, place, at, words)
+
+
 def _numbers(shape: RowShape) -> int:
     """Most int32 numbers of a stored row."""
-    return 4 * shape.seq_len + 4
+    return 6 * shape.seq_len + 4
 
 
 ROWS = RowKind(
@@ -259,4 +318,5 @@ ROWS = RowKind(
     numbers=_numbers,
     draws=True,
     takes_sentences=True,
+    takes_slots=True,
 )

@@ -84,6 +84,7 @@ class RowKind:
         draws: Whether batches are drawn anew each time, as masks are; then every rank makes the
             whole global batch, since the number of targets is not known before.
         takes_sentences: Whether a document may be sentences of ids instead of a text.
+        takes_slots: Whether a record may be filled into slots, see `config_slots`.
     """
 
     name: str
@@ -100,6 +101,7 @@ class RowKind:
     numbers: Callable[[RowShape], int]
     draws: bool = False
     takes_sentences: bool = False
+    takes_slots: bool = False
 
     def sources(self, sources: Sequence[SourceConfig]) -> list[SourceConfig]:
         """The sources with the usual tasks where they name none, and the shapes of task files.
@@ -123,6 +125,11 @@ class RowKind:
             records = source.transforms is not None and RECORD in self.tasks
             usual = {RECORD: 1.0} if records else dict(self.usual)
             return source if source.tasks else dataclasses.replace(source, tasks=usual)
+        if source.shape.slots.templates and not self.takes_slots:
+            raise ConfigError(
+                f"data source {source.path}: {self.name} rows have no slots; they are cpt's, "
+                "without a head"
+            )
         task = SIGNAL if source.shape.kind == SIGNAL else RECORD
         if task not in self.tasks or set(source.tasks) - {task}:
             known = task if task in self.tasks else f"{task}, which {self.name} does not have"

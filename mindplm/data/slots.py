@@ -14,7 +14,11 @@ from typing import Any
 
 import numpy as np
 
-TEXT_A, TEXT_B, SLOT, SEP = "[texta]", "[textb]", "[mask]", "[sep]"
+from mindplm.config_shape import ShapeConfig
+from mindplm.config_slots import SEP, SLOT, TEXT_A, TEXT_B, pieces_of
+from mindplm.data.documents import Document
+from mindplm.text import unescape
+
 _FILLING = "-"
 
 
@@ -26,11 +30,13 @@ class Slotted:
         ids: What the encoder reads.
         written: What the writing decoder is asked with, if the slots are there; else None.
         places: Of the masks, in `written` if that is there, else in `ids`.
+        cut: Whether the texts were too long.
     """
 
     ids: list[int]
     written: list[int] | None
     places: list[int]
+    cut: bool = False
 
 
 class Slots:
@@ -76,9 +82,9 @@ class Slots:
             fitting = shortened(texts[0], texts[1], excess)
             ids, places = self._filled(self._template, fitting)
         if self._written is None:
-            return Slotted(ids, None, places)
+            return Slotted(ids, None, places, excess > 0)
         written, places = self._filled(self._written, texts)
-        return Slotted(ids, written, places)
+        return Slotted(ids, written, places, excess > 0)
 
     def _filled(
         self, pieces: Sequence[str], texts: Sequence[list[int]]
@@ -109,6 +115,27 @@ class Slots:
         """Score of each class: the sum over the slots of the scores of its label word's tokens."""
         slots = np.arange(self.num_slots)
         return np.array([logits_sv[slots, ids].sum() for ids in self.word_ids])
+
+
+def slots_of(shape: ShapeConfig, tokenizer: Any, seq_len: int) -> list[Slots]:
+    """One for each template of a shape."""
+    own = shape.slots
+    return [
+        Slots(
+            pieces_of(template),
+            shape.labels,
+            tokenizer,
+            seq_len,
+            written=pieces_of(own.written) if own.written else None,
+            strip=(own.strip_first, own.strip_second),
+        )
+        for template in own.templates
+    ]
+
+
+def texts_of(document: Document, shape: ShapeConfig) -> list[str]:
+    """The one or two texts of a record."""
+    return [unescape(document.fields[key]) for key in shape.shown]
 
 
 def shortened(first: list[int], second: list[int], excess: int) -> tuple[list[int], list[int]]:

@@ -121,6 +121,8 @@ class MindplmCpmBee(PreTrainedModel):
         sizes = config.sizes
         if not sizes.vocab_size:
             raise ConfigError("model.model_config.vocab_size is 0, expected that of the vocabulary")
+        if sizes.dropout:
+            raise ConfigError(f"model.model_config.dropout={sizes.dropout}, expected 0 here")
         self.bee = CpmBee(sizes)
         self.loss = CpmBeeLoss(self.bee)
         initialise(self.bee, ms.get_seed() or 0)

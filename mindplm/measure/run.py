@@ -8,6 +8,7 @@ from typing import Any
 
 from mindplm.config_task import TaskConfig, read_task
 from mindplm.generate.model import Model
+from mindplm.measure import slotted
 from mindplm.measure.answers import ask
 from mindplm.measure.questions import Questions, read_questions
 from mindplm.measure.results import TaskResult, summed_up
@@ -56,5 +57,6 @@ def asked(
     progress: bool = False,
 ) -> TaskResult:
     """`evaluate_task` with questions that were read before."""
-    predictions = ask(model, tokenizer, task, questions, batch_size=batch_size, progress=progress)
+    give = slotted.fill if task.shape.slots.templates else ask
+    predictions = give(model, tokenizer, task, questions, batch_size=batch_size, progress=progress)
     return summed_up(task, questions, predictions)

@@ -6,16 +6,9 @@ from typing import Any
 
 from mindspore import nn
 
-from mindplm.errors import ConfigError
-from mindplm.models.sizes import PlainSizes, Sizes
+from mindplm.models.sizes import PlainSizes
 from mindplm.nn.block import PostNormBlock, post_norm_block
 from mindplm.nn.causal import CausalModel
-
-
-def require_no_dropout(config: Sizes, family: str) -> None:
-    """Refuses a rate that the family's cell does not have."""
-    if config.dropout:
-        raise ConfigError(f"model.dropout={config.dropout}: only 0 is implemented for {family}")
 
 
 def post_norm_blocks(config: Any, activation, dtype) -> list[PostNormBlock]:

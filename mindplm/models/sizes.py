@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from mindplm.strict import at_least, between, require
 
@@ -27,7 +27,9 @@ class Sizes:
     num_layers: int = 12
     """Blocks."""
     dropout: float = 0.0
-    """Probability of dropping attention weights and the outputs of all parts."""
+    """Probability of dropping attention weights and the outputs of all parts, in training."""
+    UNDROPPED: ClassVar[tuple[str, ...]] = ("*.ffn.inside",)
+    """Patterns of the dropouts that the original has not; `inside` is behind the activation."""
 
     def __post_init__(self) -> None:
         at_least("model", self, vocab_size=0, hidden_size=1, num_heads=1, ffn_size=1, num_layers=1)

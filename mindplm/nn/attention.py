@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mindspore import nn, ops
 
+from mindplm.nn.dropout import Dropout
 from mindplm.nn.kernels import Softmax
 from mindplm.nn.layers import Linear
 
@@ -20,10 +21,11 @@ class Attend(nn.Cell):
         self.scores = ops.BatchMatMul(transpose_b=True)
         self.mix = ops.BatchMatMul()
         self.softmax = Softmax()
+        self.drop = Dropout()
 
     def construct(self, q_bhtk, k_bhsk, v_bhsk, bias_bhts):
         logits_bhts = self.scores(q_bhtk, k_bhsk) + bias_bhts
-        return self.mix(self.softmax(logits_bhts).astype(v_bhsk.dtype), v_bhsk)
+        return self.mix(self.drop(self.softmax(logits_bhts).astype(v_bhsk.dtype)), v_bhsk)
 
 
 class Heads(nn.Cell):

@@ -7,6 +7,7 @@ from typing import Any
 from mindspore import nn
 
 from mindplm.nn.attention import Attention
+from mindplm.nn.dropout import Dropout
 from mindplm.nn.feed_forward import FeedForward
 from mindplm.nn.layers import LayerNorm
 
@@ -47,6 +48,7 @@ class Block(nn.Cell):
         self.ffn: Any = ffn
         self.has_attn, self.has_ffn = attn is not None, ffn is not None
         self.merge_attn, self.merge_ffn = Merge(keep), Merge(keep)
+        self.drop_attn, self.drop_ffn = Dropout(), Dropout()
 
     def seen(self, x_btd):
         """What the attention works on."""
@@ -54,7 +56,7 @@ class Block(nn.Cell):
 
     def joined(self, x_btd, out_btd):
         """The stream after the attention has given its output."""
-        return self.merge_attn(x_btd, out_btd)
+        return self.merge_attn(x_btd, self.drop_attn(out_btd))
 
     def attend(self, x_btd, bias_bhts, row_bt1):
         """The attention half over whole rows."""
@@ -65,7 +67,7 @@ class Block(nn.Cell):
     def feed(self, x_btd):
         """The feed-forward half."""
         if self.has_ffn:
-            return self.merge_ffn(x_btd, self.ffn(self.ffn_norm(x_btd)))
+            return self.merge_ffn(x_btd, self.drop_ffn(self.ffn(self.ffn_norm(x_btd))))
         return x_btd
 
     def construct(self, x_btd, bias_bhts, row_bt1):
@@ -85,6 +87,7 @@ class PostNormBlock(nn.Cell):
         self.attn, self.attn_norm = attn, attn_norm
         self.ffn, self.ffn_norm = ffn, ffn_norm
         self.has_attn = True
+        self.drop_attn, self.drop_ffn = Dropout(), Dropout()
 
     def seen(self, x_btd):
         """What the attention works on."""
@@ -92,11 +95,11 @@ class PostNormBlock(nn.Cell):
 
     def joined(self, x_btd, out_btd):
         """The stream after the attention has given its output."""
-        return self.attn_norm(x_btd + out_btd)
+        return self.attn_norm(x_btd + self.drop_attn(out_btd))
 
     def feed(self, x_btd):
         """The feed-forward half."""
-        return self.ffn_norm(x_btd + self.ffn(x_btd))
+        return self.ffn_norm(x_btd + self.drop_ffn(self.ffn(x_btd)))
 
     def construct(self, x_btd, bias_bhts, row_bt1):
         return self.feed(self.joined(x_btd, self.attn(x_btd, bias_bhts, row_bt1)))

@@ -12,6 +12,7 @@ import mindspore as ms
 from mindspore import Tensor, nn, ops
 
 from mindplm.nn.cache import read_rows, read_token
+from mindplm.nn.dropout import Dropout
 from mindplm.nn.kernels import mask_bias
 from mindplm.nn.layers import Embedding
 from mindplm.nn.loss import IGNORE, ProjectedNll, TokenNll, masked_sums, take_positions
@@ -49,12 +50,12 @@ class CausalModel(nn.Cell):
         self.blocks = nn.CellList(blocks)
         self.final_norm: Any = final_norm
         self.has_norm, self.position_classes = final_norm is not None, position_classes
-        self.dtype = dtype
+        self.dtype, self.drop = dtype, Dropout()
         self.matmul = ops.MatMul(transpose_b=True)
 
     def start(self, ids, positions):
         """The sum of both embeddings; indices of any shape."""
-        return self.embed(ids) + self.positions(positions)
+        return self.drop(self.embed(ids) + self.positions(positions))
 
     def end(self, x):
         """The hidden states that the output is made of."""

@@ -12,6 +12,7 @@ from mindspore import Tensor, nn, ops
 from mindplm.nn.attention import Attention
 from mindplm.nn.block import PostNormBlock
 from mindplm.nn.cache import place_token, take_rows
+from mindplm.nn.dropout import Dropout
 from mindplm.nn.feed_forward import FeedForward
 from mindplm.nn.kernels import gelu
 from mindplm.nn.layers import LayerNorm
@@ -45,6 +46,7 @@ class CrossBlock(nn.Cell):
         self.cross_norm = LayerNorm(hidden_size, eps, dtype=dtype)
         self.ffn = FeedForward(hidden_size, ffn_size, activation=gelu, **sizes)
         self.ffn_norm = LayerNorm(hidden_size, eps, dtype=dtype)
+        self.drop_attn, self.drop_cross, self.drop_ffn = Dropout(), Dropout(), Dropout()
         self.dtype = dtype
 
     def memory(self, memory_bsd):
@@ -56,7 +58,7 @@ class CrossBlock(nn.Cell):
         """The half that looks at the encoder's output."""
         out = self.cross.attend(self.cross.query(x_btd), k_bhsk, v_bhsk, bias_b1ts)
         row = ops.ones((1, 1, 1), self.dtype)
-        return self.cross_norm(x_btd + self.cross.output(out, row))
+        return self.cross_norm(x_btd + self.drop_cross(self.cross.output(out, row)))
 
     def construct(self, x_btd, bias_b1tt, memory_bsd, memory_bias_b1ts):
         row = ops.ones((1, 1, 1), self.dtype)

@@ -6,6 +6,7 @@ import mindspore as ms
 from mindspore import nn, ops
 
 from mindplm.nn.block import PostNormBlock
+from mindplm.nn.dropout import Dropout
 from mindplm.nn.kernels import mask_bias
 from mindplm.nn.layers import Embedding, LayerNorm
 from mindplm.nn.mask import span_mask
@@ -42,12 +43,12 @@ class Encoder(nn.Cell):
         self.types = Embedding(types, hidden_size, std=std, dtype=dtype)
         self.embed_norm = LayerNorm(hidden_size, eps, dtype=dtype)
         self.blocks = nn.CellList(blocks)
-        self.dtype = dtype
+        self.dtype, self.drop = dtype, Dropout()
 
     def start(self, ids_bt, types_bt, positions_bt):
         """The normed sum of the three embeddings, [B, T, D]."""
         x_btd = self.embed(ids_bt) + self.positions(positions_bt) + self.types(types_bt)
-        return self.embed_norm(x_btd)
+        return self.drop(self.embed_norm(x_btd))
 
     def construct(self, ids_bt, types_bt, positions_bt, spans_bt):
         """The output of each block, after that of the embedding.

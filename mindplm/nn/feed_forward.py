@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mindspore import nn
 
+from mindplm.nn.dropout import Dropout
 from mindplm.nn.kernels import gelu
 from mindplm.nn.layers import Linear
 
@@ -32,10 +33,10 @@ class GatedFeedForward(nn.Cell):
         self.gate = Linear(hidden_size, ffn_size, std=std, dtype=dtype)
         self.up = Linear(hidden_size, ffn_size, std=std, dtype=dtype)
         self.down = Linear(ffn_size, hidden_size, std=out_std, dtype=dtype)
-        self.act = Gate(out_scale, activation)
+        self.act, self.inside = Gate(out_scale, activation), Dropout()
 
     def construct(self, x_btd):
-        return self.down(self.act(self.gate(x_btd), self.up(x_btd)))
+        return self.down(self.inside(self.act(self.gate(x_btd), self.up(x_btd))))
 
 
 class FeedForward(nn.Cell):
@@ -55,7 +56,7 @@ class FeedForward(nn.Cell):
         super().__init__()
         self.up = Linear(hidden_size, ffn_size, bias=bias, std=std, dtype=dtype)
         self.down = Linear(ffn_size, hidden_size, bias=bias, std=out_std, dtype=dtype)
-        self.activation = activation
+        self.activation, self.inside = activation, Dropout()
 
     def construct(self, x_btd):
-        return self.down(self.activation(self.up(x_btd)))
+        return self.down(self.inside(self.activation(self.up(x_btd))))

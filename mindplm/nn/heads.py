@@ -12,6 +12,7 @@ import mindspore as ms
 from mindspore import nn, ops
 
 from mindplm.nn.crf import Crf
+from mindplm.nn.dropout import Dropout
 from mindplm.nn.layers import Linear
 from mindplm.nn.loss import IGNORE, masked_sums, take_positions
 
@@ -32,7 +33,7 @@ class Head(nn.Cell):
     def __init__(self, width: int, num_classes: int, *, inner: bool, std: float, dtype):
         super().__init__()
         sizes: dict[str, Any] = {"bias": True, "std": std, "dtype": dtype}
-        self.has_inner = inner
+        self.has_inner, self.drop = inner, Dropout()
         if inner:
             self.dense = Linear(width, width, **sizes)
         self.out = Linear(width, num_classes, **sizes)
@@ -40,7 +41,7 @@ class Head(nn.Cell):
     def construct(self, x):
         if self.has_inner:
             x = ops.tanh(self.dense(x))
-        return self.out(x).astype(ms.float32)
+        return self.out(self.drop(x)).astype(ms.float32)
 
 
 class HeadedModel(nn.Cell):

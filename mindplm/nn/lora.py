@@ -13,7 +13,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn
 
 from mindplm.errors import ConfigError
-from mindplm.nn.dropout import STEP, Dropout, step_parameter
+from mindplm.nn.dropout import Dropout, salt_of, step_parameter
 from mindplm.nn.init import stream
 from mindplm.nn.layers import Linear
 from mindplm.nn.values import from_arrays
@@ -101,7 +101,7 @@ def add_lora(
         targets: Ends of names of projections, see `chosen`.
         rank: Width of the bottleneck.
         alpha: The adapter's output is multiplied by alpha / rank.
-        dropout: Probability of dropping a value of the adapter's input, see `dropout_step`.
+        dropout: Probability of dropping a value of the adapter's input in steps of training.
         gain: For a network that feeds its projections with scaled inputs: input width -> what
             brings the scaled input back to the one that adapters are defined on. None: 1.
         seed: Of the initial values.
@@ -124,15 +124,15 @@ def add_lora(
     for name in names:
         linear = found[name]
         scale = alpha / rank * (gain(linear.num_in) if gain else 1.0)
-        salt = int(stream(seed, f"{name}.dropout").integers(2**31))
-        drop = Dropout(dropout, step, salt) if dropout else None
+        drop = Dropout() if dropout else None
         made[name] = LoraLinear(linear, rank, scale=scale, dropout=drop)
         owner, _, attribute = name.rpartition(".")
         weight_name = linear.weight.name
         setattr(cells[owner], attribute, made[name])
         # Putting a cell into another one renames its parameters: the weight had its name already.
         made[name].weight.name = weight_name
-        step.name = STEP
+        if drop is not None:
+            drop.turn_on(dropout, step, salt_of(seed, name))
         bound = linear.num_in**-0.5
         for matrix, end in ((made[name].lora_a, DOWN), (made[name].lora_b, UP)):
             matrix.name = f"{name}.{end}"
@@ -145,14 +145,6 @@ def add_lora(
 def lora_parameters(network: nn.Cell) -> list[Parameter]:
     """The adapters' parameters, in the network's order."""
     return [p for p in network.get_parameters() if p.name.endswith((f".{DOWN}", f".{UP}"))]
-
-
-def dropout_step(network: nn.Cell) -> Parameter | None:
-    """The step that dropouts depend on; to be set before each step of training, and to OFF after.
-
-    None if the network has no dropouts.
-    """
-    return next((p for p in network.get_parameters() if p.name == STEP), None)
 
 
 def load_lora(network: nn.Cell, arrays: Mapping[str, np.ndarray], source: str) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
 from mindplm.errors import CheckpointError
+from mindplm.nn.dropout import STEP
 
 
 def to_arrays(parameters: Iterable[Parameter]) -> dict[str, np.ndarray]:
@@ -82,8 +83,13 @@ def as_tensor(values: np.ndarray, item: Parameter, source: str) -> Tensor:
     return Tensor(made)
 
 
+def weights_of(network: nn.Cell) -> list[Parameter]:
+    """The parameters of a network that a checkpoint keeps."""
+    return [item for item in network.get_parameters() if item.name != STEP]
+
+
 def load_model(
     model: nn.Cell, arrays: Mapping[str, Any], source: str, *, fresh: bool = False
 ) -> None:
-    """`from_arrays` for all parameters of a model."""
-    from_arrays(model.get_parameters(), arrays, source, fresh=fresh)
+    """`from_arrays` for all weights of a model."""
+    from_arrays(weights_of(model), arrays, source, fresh=fresh)

@@ -5,18 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import mindspore as ms
-from mindspore import Tensor, ops
-
 from mindplm import adapters, checkpoint, families
 from mindplm import config as settings
 from mindplm.checkpoint import Checkpoint
 from mindplm.config import RunConfig
 from mindplm.errors import CheckpointError, ConfigError
-from mindplm.nn.dropout import OFF
+from mindplm.nn.dropout import turn_on
 from mindplm.nn.init import initialise
-from mindplm.nn.lora import add_lora, dropout_step, lora_parameters
-from mindplm.nn.values import from_arrays, load_model
+from mindplm.nn.lora import add_lora, lora_parameters
+from mindplm.nn.values import from_arrays, load_model, weights_of
 from mindplm.runtime import log
 from mindplm.tensors import LazyArray
 
@@ -37,13 +34,14 @@ class Start:
     def __init__(self, model: Any, config: RunConfig, tokenizer: Any):
         self._model, self.lora = model, config.lora
         self.base: Checkpoint | None = None
-        self._step: Any = None
+        seed = config.runtime.seed
         if self.lora is not None:
             self._add_adapters(config, tokenizer)
-            return
-        initialise(model, config.runtime.seed)
-        if config.train.start:
-            load_common(model, config.train.start)
+        else:
+            initialise(model, seed)
+            if config.train.start:
+                load_common(model, config.train.start)
+        turn_on(model, config.model.dropout, seed=seed, spared=config.model.UNDROPPED)
 
     def _add_adapters(self, config: RunConfig, tokenizer: Any) -> None:
         folder, lora = config.train.start, config.lora
@@ -62,12 +60,6 @@ class Start:
             gain=families.family(config.family).part("lora_gain"),
             seed=config.runtime.seed,
         )
-        self._step = dropout_step(self._model)
-
-    def set_step(self, step: int = OFF) -> None:
-        """Tells the dropouts which step comes; without a step they drop nothing."""
-        if self._step is not None:
-            ops.assign(self._step, Tensor([step], ms.int32))
 
     def load(self, saved: Checkpoint, weights: dict[str, Any]) -> None:
         """Takes the weights of a checkpoint of this run.
@@ -96,7 +88,7 @@ class Start:
     def parameters(self) -> list[Any]:
         """The parameters that a checkpoint keeps."""
         if self.lora is None:
-            return list(self._model.get_parameters())
+            return weights_of(self._model)
         return lora_parameters(self._model)
 
     @property

@@ -19,6 +19,7 @@ from mindplm.config import RunConfig
 from mindplm.data import prepare
 from mindplm.data.loader import RowStream
 from mindplm.evaluate import Score
+from mindplm.nn.values import weights_of
 from mindplm.runtime import log
 from mindplm.train import health
 from mindplm.train.best import FOLDER
@@ -116,7 +117,7 @@ def _announce(trainer: Trainer, resumed: Checkpoint | None) -> None:
     log.info("device      %s (%s)", found.device, "; ".join(found.notes))
     log.info("model       %s, %s parameters", config.family, f"{count:,}")
     if config.lora is not None:
-        whole = sum(weight.size for weight in trainer.model.get_parameters())
+        whole = sum(weight.size for weight in weights_of(trainer.model))
         log.info("adapters    %.2f %% of the parameters are trained", 100 * count / whole)
     log.info(
         "batch       %d rows x %d tokens = %s tokens a step; %d x %d rows x %d device(s)",
@@ -271,7 +272,6 @@ class _Run:
     def _validate(self, done: int, writer: Writer) -> None:
         """Measures the model as it is now, and keeps it if it is the best so far."""
         self.figures = {}
-        self.trainer.no_step()
         if self.valid:
             self.score = self.valid()
             self.figures.update(self.score.logged())

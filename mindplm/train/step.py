@@ -12,6 +12,7 @@ from mindspore import Parameter, Tensor, nn, ops
 
 from mindplm.config import RunConfig, to_dict
 from mindplm.graph_cache import GraphCache
+from mindplm.nn.dropout import Moment
 from mindplm.nn.kernels import overflowed, sum_squares
 from mindplm.train.optim import Adam, Rates, zeros
 from mindplm.train.scaler import LossScale, scalar
@@ -59,6 +60,7 @@ class Numbers:
         updates: See rates.
         loss_limit: The weights do not move at a larger loss.
         stop: This process wants the run to stop.
+        done: Steps made, the unlucky ones too; dropouts depend on it.
     """
 
     targets: float
@@ -66,6 +68,7 @@ class Numbers:
     updates: int = 0
     loss_limit: float = LARGEST
     stop: bool = False
+    done: int = 0
 
     def tensor(self) -> Tensor:
         """fp32 [4 + 3 * number of rates]."""
@@ -230,6 +233,9 @@ class TrainStep:
         num_tasks: Tasks whose losses are told; the loss cell has `tokens` then, and `tasks`, the
             number of the task of each target, is the last column.
         cache: Keeps the graphs between runs; none: they are compiled anew.
+
+    Attributes:
+        moment: Tells the network's dropouts what comes; to be set if there are any.
     """
 
     def __init__(
@@ -244,7 +250,7 @@ class TrainStep:
         num_tasks: int = 0,
         cache: GraphCache | None = None,
     ):
-        self.num_micro = num_micro
+        self.num_micro, self.moment = num_micro, Moment()
         self.optimizer = optimizer
         self.scaler = scaler or LossScale(optimizer.numbers, dynamic=False)
         weights = optimizer.weights
@@ -296,14 +302,19 @@ class TrainStep:
         vector = numbers.tensor()
         if self.num_micro == 1:
             inputs = [Tensor(a) for a in columns.values()]
+            self.moment.begin(numbers.done)
             with self.cache.first(vector, *inputs):
-                return self.whole(vector, *inputs)
+                report = self.whole(vector, *inputs)
+            self.moment.end()
+            return report
         facts = Tensor(self._none)
         for part in range(self.num_micro):
             rows = micro_batch(columns, shared, part, self.num_micro)
             inputs = [Tensor(a) for a in rows.values()]
+            self.moment.begin(numbers.done, part)
             with self.cache.first(vector, *inputs):
                 facts = facts + self.micro(vector, *inputs)
+        self.moment.end()
         with self.cache.second():
             return self.finish(vector, facts)
 

@@ -17,6 +17,7 @@ from mindplm.data.loader import RowStream, eval_batches
 from mindplm.evaluate import Evaluator, Score
 from mindplm.families import parts_of, vocab_path
 from mindplm.files import NewFolder, shared_folder
+from mindplm.nn.dropout import Moment
 from mindplm.nn.values import from_arrays, to_arrays
 from mindplm.train.begin import Start, check_same, common
 from mindplm.train.best import FOLDER, Best
@@ -90,6 +91,7 @@ class Trainer:
         self.step = plain_step(
             config, self.model, loss, world=self.found.world, num_tasks=len(self.task_names)
         )
+        self.step.moment = Moment(self.model, self.found.rank * config.accumulation)
         self.num_weights = sum(weight.size for weight in self.step.optimizer.weights)
 
     # --- one step ---------------------------------------------------------------------------------
@@ -108,9 +110,8 @@ class Trainer:
             self.updates,
             self.health.loss_limit,
             stop,
+            self.done,
         )
-        if self.start is not None:
-            self.start.set_step(self.done * self.found.world + self.found.rank)
         if self.task_names:
             columns = {**columns, "tasks": target_tasks(columns, info["tasks"])}
         return runtime.settle(self.step(columns, self.shared, numbers))
@@ -120,11 +121,6 @@ class Trainer:
         if self.cut is not None:
             return self.cut.report(vector)
         return Report.of(vector if isinstance(vector, np.ndarray) else vector.asnumpy())
-
-    def no_step(self) -> None:
-        """What comes now is no step: dropouts drop nothing."""
-        if self.start is not None:
-            self.start.set_step()
 
     @property
     def lr(self) -> float:

@@ -15,6 +15,7 @@ from mindplm.data.kinds import Draws
 from mindplm.data.packing import PLACEHOLDER, RowShape
 from mindplm.families import Family, family
 from mindplm.generate.model import Model
+from mindplm.nn.dropout import Moment, turn_on
 from mindplm.nn.init import initialise
 from mindplm.runtime import setup
 from mindplm.train.optim import Adam
@@ -103,9 +104,12 @@ class Tiny:
 class Stepper:
     """A model with its training step, as the trainer puts them together."""
 
-    def __init__(self, tiny: Tiny, *, num_micro: int = 1, seed: int = 1, **optim: Any):
+    def __init__(
+        self, tiny: Tiny, *, num_micro: int = 1, seed: int = 1, dropout: float = 0.0, **optim: Any
+    ):
         self.tiny = tiny
         self.model = tiny.model(seed)
+        turn_on(self.model, dropout, seed=seed, spared=tiny.config.UNDROPPED)
         config = OptimConfig(**{"lr": 1e-2, **optim})
         self.lr = config.lr
         self.optimizer = Adam(list(self.model.trainable_params()), config)
@@ -115,13 +119,14 @@ class Stepper:
             clip_norm=config.clip_norm,
             num_micro=num_micro,
         )
+        self.step.moment = Moment(self.model)
         self.done = 0
 
     def __call__(self, columns: Columns) -> tuple[float, float]:
         """One step; loss per target and gradient norm."""
         num_targets = int((columns["targets"] >= 0).sum())
         rates = self.optimizer.rates(self.lr, self.done)
-        numbers = Numbers(num_targets, [rates], self.done)
+        numbers = Numbers(num_targets, [rates], self.done, done=self.done)
         report = Report.of(self.step(columns, self.tiny.shared, numbers).asnumpy())
         self.done += 1
         return report.loss, report.norm

@@ -22,7 +22,7 @@ DEFAULT = ("bert", "cpt")
 # eps keeps the rounding of gradients that are almost 0 from becoming whole steps.
 CONFIG = """\
 family: {family}
-model: {{preset: tiny, num_layers: 2}}
+model: {{preset: tiny, num_layers: 2, dropout: 0.1}}
 runtime: {{device: cpu}}
 data: {{folder: "{folder}/rows", seq_len: 48, train: [{{path: "{folder}/train.jsonl"}}]}}
 optim: {{lr: 2e-3, eps: 1e-3, schedule: constant}}

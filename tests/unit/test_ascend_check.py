@@ -14,6 +14,8 @@ sys.path.insert(0, str(ROOT / "tools"))
 import ascend_compile_check
 from ascend_check import report, rows, run, stand_ins
 
+from mindplm.families import FAMILIES
+
 LAYOUT = rows.Layout(64, data=8, model=8)
 
 
@@ -72,6 +74,12 @@ def test_every_size_and_layout_passes_our_own_checks() -> None:
             assert len(found) == min(2, layout.cards // layout.pipeline) * layout.pipeline
             assert {entry.stage for entry in found} == set(range(layout.pipeline))
             found[0].config()
+
+
+def test_every_other_family_has_a_row_that_passes_our_checks() -> None:
+    found = list(rows.families())
+    assert {entry.config().family for entry in found} == set(FAMILIES) - {"cpm_bee"}
+    assert {entry.config().model.dropout for entry in found} == {0.0, 0.1}
 
 
 def test_the_table_is_put_between_its_marks(tmp_path: Path) -> None:

@@ -214,3 +214,15 @@ def test_reading_settings_does_not_load_mindspore(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_a_run_begins_with_a_checkpoints_sizes_and_its_own_dropout(dropout, tmp_path: Path) -> None:
+    sizes = {"hidden_size": 16, "num_heads": 2, "ffn_size": 16, "num_layers": 1, "dropout": 0.3}
+    head = {"family": "bert", "tokenizer": ["vocab.txt"], "config": sizes}
+    (tmp_path / "model.yaml").write_text(yaml.safe_dump(head))
+    (tmp_path / "vocab.txt").write_text("a\nb\n")
+    overrides = [f"train.start={tmp_path}", f"model.dropout={dropout}"]
+    path = ROOT / "configs" / "bert" / "finetune_reviews.yaml"
+    model = families.load_config(path, overrides).model
+    assert (model.hidden_size, model.vocab_size, model.dropout) == (16, 2, dropout)

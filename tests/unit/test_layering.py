@@ -56,6 +56,7 @@ ALIASES = {
     "slices": "config",
     "config_shape": "config",
     "config_task": "config",
+    "config_slots": "config",
     "config_finetune": "config",
     "config_distill": "config",
     "train_state": "checkpoint",

@@ -5,25 +5,30 @@ from __future__ import annotations
 import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import Tensor, ops
+from mindspore import Tensor, nn, ops
 
-from mindplm.nn.dropout import OFF, Dropout, step_parameter
+from mindplm.nn.dropout import OFF, Dropout, Moment, step_parameter, told, turn_on
 
 SIZE = 40_000
 
 
-def masks(p: float, steps: list[int], salt: int = 7) -> np.ndarray:
+def masks(
+    p: float, steps: list[int], salt: int = 7, parts: tuple[int, ...] = (0,), rows: int = 40
+) -> np.ndarray:
+    """Ones after each step's dropout; with several parts, those of one step."""
     step = step_parameter()
-    cell = Dropout(p, step, salt)
+    cell = Dropout()
+    cell.turn_on(p, step, salt)
 
     @ms.jit
     def run(x):
         return cell(x)
 
-    x, found = Tensor(np.ones((40, 1000), np.float32)), []
+    x, found = Tensor(np.ones((rows, 2, 500), np.float32)), []
     for number in steps:
-        ops.assign(step, Tensor([number], ms.int32))
-        found.append(run(x).asnumpy().reshape(-1))
+        for part in parts:
+            ops.assign(step, Tensor(told(number, part)))
+            found.append(run(x).asnumpy().reshape(-1))
     return np.stack(found)
 
 
@@ -51,3 +56,35 @@ def test_masks_follow_from_step_and_salt_and_are_unrelated_otherwise() -> None:
 
 def test_nothing_is_dropped_when_it_is_off() -> None:
     assert (masks(0.5, [OFF]) == 1).all()
+
+
+def test_cutting_a_batch_into_parts_changes_no_mask() -> None:
+    whole = masks(0.3, [5]).reshape(40, -1)
+    parts = masks(0.3, [5], parts=(0, 1, 2, 3), rows=10).reshape(40, -1)
+    assert np.array_equal(whole, parts)
+
+
+class Pair(nn.Cell):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.spared = Dropout(), Dropout(), Dropout()
+
+    def construct(self, x):
+        return self.first(x), self.second(x), self.spared(x)
+
+
+def test_dropouts_of_a_network_differ_and_are_told_the_step_together() -> None:
+    x = Tensor(np.ones((20, 300), np.float32))
+    network = Pair()
+    assert all((y.asnumpy() == 1).all() for y in network(x))
+    turn_on(network, 0.0, seed=1)
+    assert not list(network.get_parameters())
+    turn_on(network, 0.5, seed=1, spared=("spa*",))
+    assert len(list(network.get_parameters())) == 1
+    moment = Moment(network, first=2)
+    assert all((y.asnumpy() == 1).all() for y in network(x))
+    moment.begin(4, 1)
+    first, second, spared = (y.asnumpy() for y in network(x))
+    assert (spared == 1).all() and abs((first == second).mean() - 0.5) < 0.05
+    moment.end()
+    assert all((y.asnumpy() == 1).all() for y in network(x))

@@ -12,6 +12,7 @@ from mindplm.errors import CheckpointError, ConfigError
 from mindplm.models.cpm_bee.config import PRESETS, num_parameters, parameter_shapes
 from mindplm.nn.attention import Attention
 from mindplm.nn.block import Block
+from mindplm.nn.dropout import dropout_step, told
 from mindplm.nn.feed_forward import GatedFeedForward
 from mindplm.nn.init import initialise
 from mindplm.nn.layers import Linear, RMSNorm
@@ -19,7 +20,6 @@ from mindplm.nn.lora import (
     LoraLinear,
     add_lora,
     chosen,
-    dropout_step,
     linears,
     load_lora,
     lora_parameters,
@@ -176,11 +176,11 @@ def test_dropout_is_for_steps_of_training_only() -> None:
     without = network()
     add_lora(without, ["head"], rank=2, alpha=4)
     assert dropout_step(without) is None
-    ops.assign(step, Tensor([3], ms.int32))
+    ops.assign(step, Tensor(told(3)))
     first = cell(X).asnumpy()
-    ops.assign(step, Tensor([4], ms.int32))
+    ops.assign(step, Tensor(told(4)))
     assert not np.array_equal(cell(X).asnumpy(), first)
-    ops.assign(step, Tensor([3], ms.int32))
+    ops.assign(step, Tensor(told(3)))
     assert np.array_equal(cell(X).asnumpy(), first)
     many = Tensor(np.repeat(X.asnumpy(), 300, axis=0))
     shaken = cell(many).asnumpy().reshape(2, 300, *calm.shape[1:])

@@ -80,6 +80,13 @@ def test_an_inner_width_that_is_not_divided_is_named():
         check_layout(settings({"model": 2}, model=model))
 
 
+def test_dropout_is_for_whole_weights_only():
+    model = {"preset": "10b", "dropout": 0.1}
+    with pytest.raises(ConfigError, match=r"model.dropout=0.1 is for parallel.data only"):
+        check_layout(settings({"model": 2}, model=model))
+    check_layout(settings({"data": 2}, model=model))
+
+
 def test_rows_are_cut_evenly_for_sequence_parallel():
     config = settings({"model": 8, "sequence": True})
     odd = dataclasses.replace(config, data=dataclasses.replace(config.data, seq_len=500))

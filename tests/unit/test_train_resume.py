@@ -28,6 +28,7 @@ def whole(tmp_path_factory: Any) -> Path:
     """Settings beside a finished run of twelve steps with checkpoints at 8 and 12."""
     config = tiny_run.write_run(tmp_path_factory.mktemp("run"), steps=STEPS)
     text = config.read_text().replace("log_every: 1", "log_every: 1, save_every: 4, eval_every: 6")
+    text = text.replace("num_layers: 2,", "num_layers: 2, dropout: 0.1,")
     config.write_text(text)
     tiny_run.run("preprocess", config)
     tiny_run.run("pretrain", config)

@@ -29,6 +29,7 @@ from mindplm.families import config_from_dict, family, vocab_path
 from mindplm.generate import generate
 from mindplm.generate.compiled import CompiledNetwork
 from mindplm.generate.model import Model
+from mindplm.nn.dropout import turn_on
 from mindplm.slices import cut
 from mindplm.train.cut_network import CutNetwork, empty_batch
 from mindplm.train.step import Numbers, plain_step
@@ -59,16 +60,19 @@ def step(config: RunConfig, rank: int, world: int) -> dict[str, Any]:
     columns = empty_batch(config, config.micro_batch_size)
     with no_init_parameters():
         model = parts.part("cell")(config.model, runtime.compute_dtype(config.runtime.dtype))
+        spared = config.model.UNDROPPED
+        turn_on(model, config.model.dropout, seed=config.runtime.seed, spared=spared)
         loss = parts.part("loss")(model)
-        made = plain_step(config, model, loss, world=world, num_tasks=_NUM_TASKS)
-    tasks = np.zeros_like(columns["targets"])
-    values = [Tensor(array) for array in (*columns.values(), tasks)]
+        num_tasks = _NUM_TASKS if hasattr(loss, "tokens") and "spans" in columns else 0
+        made = plain_step(config, model, loss, world=world, num_tasks=num_tasks)
+    tasks = [np.zeros_like(columns["targets"])] * (num_tasks > 0)
+    values = [Tensor(array) for array in (*columns.values(), *tasks)]
     rates = [made.optimizer.rates(1e-3, 0)] * (runtime.steps_ahead() + 1)
     numbers = Numbers(1.0, rates).tensor()
     if made.num_micro == 1:
         _Compiled(made.whole, loss, made.optimizer).compile(numbers, *values)
         return {}
-    facts = Tensor(np.zeros(1 + 2 * _NUM_TASKS, np.float32))
+    facts = Tensor(np.zeros(1 + 2 * num_tasks, np.float32))
     _Compiled(made.micro, loss).compile(numbers, *values)
     _Compiled(made.finish, made.optimizer).compile(numbers, facts)
     return {}

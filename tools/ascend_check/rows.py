@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mindplm.config import RunConfig
-from mindplm.families import check_layout, config_from_dict, family
+from mindplm.families import FAMILIES, check_layout, config_from_dict, family
 from mindplm.shards import check_cards, stages_of
 
 SIZES = ("1b", "2b", "5b", "10b")
@@ -115,11 +115,13 @@ class Row:
         return self.rank * self.layout.pipeline // self.layout.cards
 
 
-def tree_of(model: Mapping[str, Any], layout: Layout, seq_len: int = 2048) -> dict[str, Any]:
-    """Settings of a CPM-Bee run."""
+def tree_of(
+    model: Mapping[str, Any], layout: Layout, seq_len: int = 2048, name: str = "cpm_bee"
+) -> dict[str, Any]:
+    """Settings of a run of a family."""
     rows = _MICRO_BATCH * layout.data * layout.micro_batches
     return {
-        "family": "cpm_bee",
+        "family": name,
         "model": dict(model),
         "train": {"steps": 1, "output": "unused", "batch_size": rows},
         "data": {"train": [{"path": "unused"}], "folder": "unused", "seq_len": seq_len},
@@ -165,6 +167,18 @@ def one_card() -> Iterator[Row]:
             shapes = {**model, "vocab_size": _shipped_vocabulary()}
             tree = tree_of(shapes, layout, seq_len=512)
             yield Row("small", layout, 0, tree, graph, note="2 layers")
+
+
+def families() -> Iterator[Row]:
+    """The training step of every other family with two layers and dropout, and of T5's 11b."""
+    layout = Layout(8, data=8, recompute=True)
+    for name in FAMILIES:
+        if name == "cpm_bee":
+            continue
+        model = {"preset": "tiny", "num_layers": 2, "vocab_size": 1000, "dropout": 0.1}
+        yield Row(name, layout, 0, tree_of(model, layout, 64, name), note="tiny, 2 layers")
+    model = {"preset": "11b", "num_layers": 2, "num_decoder_layers": 2}
+    yield Row("t5 11b", layout, 0, tree_of(model, layout, 512, "t5"), note="2 + 2 layers")
 
 
 def subset() -> Iterator[Row]:

@@ -11,7 +11,7 @@ from mindspore import nn, ops
 
 from mindplm.models.bert.config import BertConfig
 from mindplm.models.heads import only_understanding
-from mindplm.models.parts import post_norm_blocks, require_no_dropout
+from mindplm.models.parts import post_norm_blocks
 from mindplm.nn.encoder import Encoder
 from mindplm.nn.kernels import gelu
 from mindplm.nn.layers import LayerNorm, Linear, parameter
@@ -40,7 +40,6 @@ class Bert(nn.Cell):
 
     def __init__(self, config: BertConfig, dtype=ms.float32):
         super().__init__()
-        require_no_dropout(config, "bert")
         self.config = config
         self.encoder = encoder(config, dtype)
         self.head = MaskedHead(config, dtype)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import mindspore as ms
 
 from mindplm.models.cpm1.config import Cpm1Config
-from mindplm.models.parts import causal_model, require_no_dropout
+from mindplm.models.parts import causal_model
 from mindplm.nn.block import pre_norm_block
 from mindplm.nn.causal import CausalModel
 from mindplm.nn.kernels import gelu_tanh
@@ -17,7 +17,6 @@ def network(config: Cpm1Config, dtype=ms.float32) -> CausalModel:
 
     Source: Zhang et al. 2020, "CPM: A Large-scale Generative Chinese Pre-trained Language Model".
     """
-    require_no_dropout(config, "cpm1")
     blocks = [
         pre_norm_block(
             config.hidden_size,

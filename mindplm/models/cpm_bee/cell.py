@@ -11,7 +11,6 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from mindplm.models.cpm_bee.config import CpmBeeConfig
-from mindplm.models.parts import require_no_dropout
 from mindplm.nn.attention import Attention
 from mindplm.nn.block import Block
 from mindplm.nn.feed_forward import GatedFeedForward
@@ -187,7 +186,6 @@ class CpmBee(nn.Cell):
         stages: tuple[int, ...] = (),
     ):
         super().__init__()
-        require_no_dropout(config, "cpm_bee")
         self.config = config
         hidden, std = config.hidden_size, 1.0
         rows = vocab_rows or config.vocab_size

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from mindplm.models.sizes import Shape, Sizes, has_prefix, positive, table_shape, total
 from mindplm.strict import at_least, require
@@ -24,6 +24,8 @@ SHARED_COLUMNS = ("ext_ids", "ext_sub", "num_ext")
 @dataclass(frozen=True)
 class CpmBeeConfig(Sizes):
     """Sizes of a CPM-Bee model."""
+
+    UNDROPPED: ClassVar[tuple[str, ...]] = ()
 
     hidden_size: int = 4096
     """Width of the residual stream; even."""

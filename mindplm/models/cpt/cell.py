@@ -13,8 +13,8 @@ from mindspore.common.initializer import initializer
 from mindplm.models.bert.cell import encoder
 from mindplm.models.bert.config import BertConfig
 from mindplm.models.cpt.config import DECODER_EPS, ENCODER_EPS, OFFSET, CptConfig
-from mindplm.models.parts import require_no_dropout
 from mindplm.nn.decoder import CrossBlock
+from mindplm.nn.dropout import Dropout
 from mindplm.nn.kernels import mask_bias
 from mindplm.nn.layers import Embedding, LayerNorm
 from mindplm.nn.loss import TokenNll, masked_sums, take_positions
@@ -40,12 +40,13 @@ class WritingDecoder(nn.Cell):
             for _ in range(config.num_decoder_layers)
         ]
         self.blocks = nn.CellList(blocks)
+        self.drop = Dropout()
         self.scale = hidden**0.5 if config.scale_embedding else 1.0
 
     def start(self, words_btd, positions_bt):
         """The normed sum of word vectors and positions."""
         x_btd = words_btd * self.scale + self.positions(positions_bt + OFFSET)
-        return self.embed_norm(x_btd)
+        return self.drop(self.embed_norm(x_btd))
 
     def construct(self, words_btd, spans_bt, memory_bsd, memory_spans_bs):
         """The output of each block, after that of the embedding; tensors [B, T, D].
@@ -75,7 +76,6 @@ class Cpt(nn.Cell):
 
     def __init__(self, config: CptConfig, dtype=ms.float32):
         super().__init__()
-        require_no_dropout(config, "cpt")
         self.config, self.dtype = config, dtype
         names = ("vocab_size", "hidden_size", "num_heads", "ffn_size", "num_layers", "max_len")
         sizes = {name: getattr(config, name) for name in (*names, "num_types", "init_std")}
@@ -122,6 +122,28 @@ class Cpt(nn.Cell):
         return logits.astype(ms.float32)
 
 
+def own_branch(model, ids_bt, decoder_ids_bt, writes_b):
+    """States [B, T, D] of each row's own decoder; padding of ids is 0, types are 1."""
+    spans = (ids_bt != 0).astype(ms.int32)
+    understood, written = model(ids_bt, ops.ones_like(ids_bt), spans, decoder_ids_bt)
+    return ops.where((writes_b != 0).reshape((-1, 1, 1)), written, understood)
+
+
+class CptSlots(nn.Cell):
+    """Scores of all words at places of rows, fp32 [B * P, V].
+
+    construct takes ids, decoder_ids int32 [B, T]; writes int32 [B]; places int32 [B, P].
+    """
+
+    def __init__(self, model: Cpt):
+        super().__init__(auto_prefix=False)
+        self.model = model
+
+    def construct(self, ids_bt, decoder_ids_bt, writes_b, places_bp):
+        hidden_btd = own_branch(self.model, ids_bt, decoder_ids_bt, writes_b)
+        return self.model.project(take_positions(hidden_btd, places_bp))
+
+
 class CptLoss(nn.Cell):
     """Sum and count of the token losses; a row counts for one of the decoders only.
 
@@ -136,9 +158,7 @@ class CptLoss(nn.Cell):
 
     def construct(self, *columns):
         ids, decoder_ids, writes, target_pos, targets = columns
-        spans = (ids != 0).astype(ms.int32)
-        understood, written = self.model(ids, ops.ones_like(ids), spans, decoder_ids)
-        hidden = ops.where((writes != 0).reshape((-1, 1, 1)), written, understood)
+        hidden = own_branch(self.model, ids, decoder_ids, writes)
         labels = targets.reshape((-1,))
         table, bias = self.model.encoder.embed.weight, self.model.logits_bias.reshape((-1,))
         return masked_sums(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -34,6 +34,8 @@ OFFSET = 2
 @dataclass(frozen=True)
 class CptConfig(PlainSizes):
     """Sizes of a CPT model; num_layers counts the understanding decoder's blocks too."""
+
+    UNDROPPED: ClassVar[tuple[str, ...]] = ("*encoder.blocks.*.ffn.inside",)
 
     num_decoder_layers: int = 2
     """Blocks of the understanding decoder, and of the writing decoder."""

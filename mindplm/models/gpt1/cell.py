@@ -9,8 +9,9 @@ import mindspore as ms
 from mindspore import nn, ops
 
 from mindplm.models.gpt1.config import Gpt1Config
-from mindplm.models.parts import causal_model, post_norm_blocks, require_no_dropout
+from mindplm.models.parts import causal_model, post_norm_blocks
 from mindplm.nn.causal import CausalLoss, CausalModel
+from mindplm.nn.dropout import Dropout
 from mindplm.nn.kernels import gelu_tanh
 from mindplm.nn.layers import Linear
 
@@ -20,7 +21,6 @@ def network(config: Gpt1Config, dtype=ms.float32) -> CausalModel:
 
     Source: Radford et al. 2018, "Improving Language Understanding by Generative Pre-Training".
     """
-    require_no_dropout(config, "gpt1")
     blocks = post_norm_blocks(config, gelu_tanh, dtype)
     classes = config.position_classes
     return causal_model(config, blocks, None, position_classes=classes, dtype=dtype)
@@ -43,7 +43,7 @@ class TaskModel(nn.Cell):
         width = model.embed.weight.shape[1]
         self.head = Linear(width, num_outputs, bias=True, std=std, dtype=model.dtype)
         self.head.update_parameters_name("head.")
-        self.choose = choose
+        self.choose, self.drop = choose, Dropout()
 
     @property
     def blocks(self):
@@ -65,8 +65,8 @@ class TaskModel(nn.Cell):
         place = extract_ba.reshape((-1, 1, 1)).broadcast_to((batch * num, 1, width))
         state_bad = ops.gather_d(hidden_ntd, 1, place).reshape((batch, num, width))
         if self.choose:
-            return self.head(state_bad).reshape((batch, -1)).astype(ms.float32)
-        return self.head(state_bad.sum(1)).astype(ms.float32)
+            return self.head(self.drop(state_bad)).reshape((batch, -1)).astype(ms.float32)
+        return self.head(self.drop(state_bad.sum(1))).astype(ms.float32)
 
     def construct(self, ids_bat, length_ba, extract_ba):
         """Scores of the classes or choices, fp32 [B, C].

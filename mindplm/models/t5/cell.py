@@ -9,11 +9,11 @@ from __future__ import annotations
 import mindspore as ms
 from mindspore import Tensor, nn, ops
 
-from mindplm.models.parts import require_no_dropout
 from mindplm.models.t5.config import T5Config
 from mindplm.nn.attention import Attention
 from mindplm.nn.block import Block
 from mindplm.nn.decoder import first_token, next_token
+from mindplm.nn.dropout import Dropout
 from mindplm.nn.feed_forward import FeedForward, GatedFeedForward
 from mindplm.nn.kernels import gelu_tanh, mask_bias
 from mindplm.nn.layers import Embedding, Linear, RMSNorm, parameter
@@ -78,7 +78,7 @@ class DecoderBlock(Block):
         plain = block(config, dtype)
         super().__init__(plain.attn_norm, plain.attn, plain.ffn_norm, plain.ffn)
         self.cross_norm = RMSNorm(config.hidden_size, config.eps, dtype=dtype)
-        self.cross = attention(config, dtype)
+        self.cross, self.drop_cross = attention(config, dtype), Dropout()
 
     def memory(self, memory_bsd):
         """Keys and values of the encoder's states, [B, H, S, K] each."""
@@ -90,7 +90,8 @@ class DecoderBlock(Block):
         cross = self.cross
         q_bhtk = cross.query(self.cross_norm(x_btd))
         row = ops.ones((1, 1, 1), x_btd.dtype)
-        return x_btd + cross.output(cross.attend(q_bhtk, k_bhsk, v_bhsk, bias_b1ts), row)
+        out_btd = cross.output(cross.attend(q_bhtk, k_bhsk, v_bhsk, bias_b1ts), row)
+        return x_btd + self.drop_cross(out_btd)
 
 
 class Stack(nn.Cell):
@@ -101,6 +102,11 @@ class Stack(nn.Cell):
         self.position_bias = RelativeBias(config, bidirectional=bidirectional, dtype=dtype)
         self.blocks = nn.CellList(blocks)
         self.final_norm = RMSNorm(config.hidden_size, config.eps, dtype=dtype)
+        self.drop_start, self.drop_end = Dropout(), Dropout()
+
+    def end(self, x):
+        """What the stack gives."""
+        return self.drop_end(self.final_norm(x))
 
 
 class T5(nn.Cell):
@@ -112,7 +118,6 @@ class T5(nn.Cell):
 
     def __init__(self, config: T5Config, dtype=ms.float32):
         super().__init__()
-        require_no_dropout(config, "t5")
         self.dtype, self.tied = dtype, config.tied
         hidden = config.hidden_size
         self.embed = Embedding(config.vocab_size, hidden, std=1.0, dtype=dtype)
@@ -140,12 +145,12 @@ class T5(nn.Cell):
         order_s = ops.arange(ids_bs.shape[1]).astype(ms.int32)
         bias = self.encoder.position_bias(order_s, order_s) + memory_bias(real_bs)
         row = ops.ones((1, 1, 1), self.dtype)
-        x_bsd = self.embed(ids_bs)
+        x_bsd = self.encoder.drop_start(self.embed(ids_bs))
         states: tuple[Tensor, ...] = (x_bsd,)
         for block in self.encoder.blocks:
             x_bsd = block(x_bsd, bias, row)
             states = states + (x_bsd,)
-        return states[:-1] + (self.encoder.final_norm(x_bsd),)
+        return states[:-1] + (self.encoder.end(x_bsd),)
 
     def decoder_states(self, ids_bt, memory_bsd, real_bs):
         """The same for the decoder, which sees the encoder's last states."""
@@ -153,13 +158,13 @@ class T5(nn.Cell):
         earlier_tt = order_t.expand_dims(0) <= order_t.expand_dims(1)
         bias = self.decoder.position_bias(order_t, order_t) + mask_bias(earlier_tt.expand_dims(0))
         across, row = memory_bias(real_bs), ops.ones((1, 1, 1), self.dtype)
-        x_btd = self.embed(ids_bt)
+        x_btd = self.decoder.drop_start(self.embed(ids_bt))
         states: tuple[Tensor, ...] = (x_btd,)
         for block in self.decoder.blocks:
             keys, values = block.memory(memory_bsd)
             x_btd = block.feed(block.across(block.attend(x_btd, bias, row), keys, values, across))
             states = states + (x_btd,)
-        return states[:-1] + (self.decoder.final_norm(x_btd),)
+        return states[:-1] + (self.decoder.end(x_btd),)
 
     def construct(self, ids_bs, real_bs, decoder_ids_bt):
         """Hidden states of the decoder [B, T, D].

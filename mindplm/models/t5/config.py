@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -30,6 +30,8 @@ FLAVOURS = ("hf",)
 @dataclass(frozen=True)
 class T5Config(Sizes):
     """Sizes of a T5 model."""
+
+    UNDROPPED: ClassVar[tuple[str, ...]] = ()
 
     hidden_size: int = 512
     num_heads: int = 8

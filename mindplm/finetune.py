@@ -114,6 +114,8 @@ def _measure(trainer: Trainer) -> Callable[[], Mapping[str, float]]:
     for watched in _watched(config):
         keys = [f"limit={watched.limit}"] if watched.limit else []
         task = read_task(watched.task, keys)
+        if config.head is None:
+            _check_able(config.family, task)
         tasks.append((task, read_questions(task, watched.path)))
     names = [task.name for task, _ in tasks]
     if len(set(names)) < len(names):
@@ -130,12 +132,24 @@ def _measure(trainer: Trainer) -> Callable[[], Mapping[str, float]]:
     return figures
 
 
+def _check_able(name: str, task: TaskConfig) -> None:
+    entry = families.family(name)
+    if task.shape.slots.templates:
+        able, way = entry.slots_ref, "by words in slots"
+    elif task.method == "likelihood":
+        able, way = entry.scorer_ref, "how likely answers are"
+    else:
+        able, way = entry.decode_ref, "to write answers"
+    if not able:
+        raise ConfigError(
+            f"finetune.tasks: {name} cannot be asked {way}, as {task.name} is; leave it out"
+        )
+
+
 def _asker(trainer: Trainer) -> Callable[[TaskConfig, Questions], TaskResult]:
     """What answers the questions of a task: the head, or the writing network."""
     config = trainer.config
     if config.head is not None:
         return of_run(config, trainer.model, trainer.tokenizer).measure
-    if not families.family(config.family).scorer_ref:
-        raise ConfigError(f"finetune.tasks: {config.family} cannot be asked; leave them out")
     model, size = from_cell(trainer.model, config.model, config.family), config.micro_batch_size
     return lambda task, questions: asked(model, trainer.tokenizer, task, questions, batch_size=size)

@@ -97,6 +97,30 @@ def test_a_head_learns_its_task_and_is_measured_again_from_its_checkpoint(
     assert metric in out and "100.00 %" in out and "16" in out
 
 
+def test_words_in_slots_are_learned_and_asked_again_from_the_checkpoint(
+    tmp_path: Path, capsys: Any
+) -> None:
+    path = written(tmp_path, "cpt", "", "text", "train.jsonl")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    path.write_text("\n".join(line for line in lines if not line.startswith("head:")))
+    task = tmp_path / "task.yaml"
+    plain = TASKS["text"].replace("}}\n", "}, answer: text, show_options: false}\n")
+    task.write_text(plain, encoding="utf-8")
+    other = [f"data.folder={tmp_path / 'plain'}", f"train.output={tmp_path / 'other'}"]
+    capsys.readouterr()
+    assert cli.main(["finetune", "-c", str(path), *other]) == 2
+    assert "cpt cannot be asked how likely answers are, as task is" in capsys.readouterr().err
+    slots = ", slots: {templates: ['[texta]人[mask]']}}\n"
+    task.write_text(plain.replace("false}\n", "false" + slots), encoding="utf-8")
+    assert cli.main(["finetune", "-c", str(path)]) == 0, capsys.readouterr().err
+    reports = [n for n in numbers(tmp_path / "run") if "valid/task/accuracy" in n]
+    assert reports[-1]["valid/task/accuracy"] == pytest.approx(1.0)
+    asked = ["--task", str(task), "--data", str(tmp_path / "train.jsonl")]
+    capsys.readouterr()
+    assert cli.main(["evaluate", "-m", str(tmp_path / "run"), *asked]) == 0
+    assert "100.00 %" in capsys.readouterr().out
+
+
 def test_records_become_ids_with_labels() -> None:
     pairs = ShapeConfig("pairs", labels={"0": "异", "1": "同"})
     fields = {"sentence1": "天地", "sentence2": "人"}

@@ -54,9 +54,9 @@ def run(args: argparse.Namespace) -> list[Result]:
             ):
                 rows.append({"what": f"first step, {name}", **_step(args, layers, folder)})
             rows[-1]["cache MB"] = _size(Path(cache)) / 1e6
-    losses = {row["loss"] for row in rows if "loss" in row}
+    losses = {tuple(row["losses"]) for row in rows if "losses" in row}
     if len(losses) > len(args.layers):
-        raise UserError(f"the first loss depends on the cache: {sorted(losses)}")
+        raise UserError(f"losses depend on the cache: {sorted(losses)}")
     return rows
 
 
@@ -82,7 +82,7 @@ def _step(args: argparse.Namespace, layers: int, cache: str) -> Result:
         "layers": layers,
         "first step s": found["first step s"],
         "step s": found["ms"] / 1e3,
-        "loss": found["loss"],
+        "losses": found["losses"],
     }
 
 

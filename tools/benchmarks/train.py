@@ -125,7 +125,7 @@ def _ours(args: argparse.Namespace, config: Any, kind: str) -> Result:
     rate = matrix_rate(runs=args.runs)
     found = {"side": "mindplm", "seconds": seconds, "rate": rate, "loss": losses[0]}
     row = {**_row(args, config, kind, found), **first, "memory GB": memory / 1e9}
-    return {**row, "seconds": seconds}
+    return {**row, "seconds": seconds, "losses": losses}
 
 
 def _in_turns(args: argparse.Namespace, config: Any, kind: str) -> list[Result]:

@@ -43,14 +43,24 @@ class AttendAfter(nn.Cell):
     def construct(self, q_bh1k, k_phsk, v_phsk, k_bhsk, v_bhsk, bias_bh1s):
         rows, heads, _, width = q_bh1k.shape
         prompts, _, num, _ = k_phsk.shape
-        together = (prompts, rows // prompts, heads, width)
-        q_phbk = q_bh1k.reshape(together).transpose((0, 2, 1, 3))
-        first = self.scores(q_phbk, k_phsk).transpose((0, 2, 1, 3)).reshape((rows, heads, 1, num))
+        each = rows // prompts
+        q_phbk = self.together(q_bh1k, (prompts, each, heads, width))
+        first = self.apart(self.scores(q_phbk, k_phsk), (rows, heads, 1, num))
         logits = ops.concat((first, self.scores(q_bh1k, k_bhsk)), -1) + bias_bh1s
         shares = self.softmax(logits).astype(v_bhsk.dtype)
-        of_prompt = shares[..., :num].reshape((prompts, rows // prompts, heads, num))
-        out = self.mix(of_prompt.transpose((0, 2, 1, 3)), v_phsk).transpose((0, 2, 1, 3))
-        return out.reshape((rows, heads, 1, width)) + self.mix(shares[..., num:], v_bhsk)
+        of_prompt = self.together(shares[..., :num], (prompts, each, heads, num))
+        out = self.apart(self.mix(of_prompt, v_phsk), (rows, heads, 1, width))
+        return out + self.mix(shares[..., num:], v_bhsk)
+
+    @staticmethod
+    def together(x_bh1k, size):
+        """[B, H, 1, K] to [P, H, B / P, K]; the size is (P, B / P, H, K)."""
+        return x_bh1k if size[1] == 1 else x_bh1k.reshape(size).transpose((0, 2, 1, 3))
+
+    @staticmethod
+    def apart(x_phbk, size):
+        """Back to [B, H, 1, K], the size."""
+        return x_phbk if size[0] == x_phbk.shape[0] else x_phbk.transpose((0, 2, 1, 3)).reshape(size)
 
 
 class Heads(nn.Cell):

@@ -12,12 +12,16 @@ def take_rows(cache_bhsk, parents_b):
 
 
 def place_token(cache_bhsk, new_bh1k, slot_1):
-    """Writes one position of every row; slot is an int32 tensor of one element."""
-    batch, num_heads, num, width = cache_bhsk.shape
-    places = ops.arange(batch * num_heads).astype(ms.int32) * num + slot_1
-    flat = cache_bhsk.reshape((-1, width))
-    new = new_bh1k.reshape((-1, width))
-    return ops.tensor_scatter_update(flat, places.expand_dims(1), new).reshape(cache_bhsk.shape)
+    """Writes one position of every row; slot is an int32 tensor of one element.
+
+    The cache keeps its shape throughout: one that is reshaped on its way out is copied once more.
+    """
+    batch, num_heads, _, width = cache_bhsk.shape
+    count = batch * num_heads
+    order = ops.arange(count).astype(ms.int32).expand_dims(1)
+    places = (order // num_heads, order % num_heads, ops.zeros_like(order) + slot_1)
+    new = new_bh1k.reshape((count, width))
+    return ops.tensor_scatter_update(cache_bhsk, ops.concat(places, 1), new)
 
 
 def read_rows(blocks, x_btd, bias_bhts, row_bt1):
@@ -63,11 +67,12 @@ def read_token(blocks, x_b1d, bias_bh1s, parents_b, slot_1, old):
         if block.has_attn:
             attn, h = block.attn, block.seen(x_b1d)
             read = (old[number], old[number + 1])
+            written = (old[half + number], old[half + number + 1])
+            if written[0].shape[0] != read[0].shape[0]:  # the only row of a prompt stays in place
+                written = (take_rows(written[0], parents_b), take_rows(written[1], parents_b))
             place = slot_1 - read[0].shape[2]
-            k = place_token(take_rows(old[half + number], parents_b), attn.split(attn.k(h)), place)
-            v = place_token(
-                take_rows(old[half + number + 1], parents_b), attn.split(attn.v(h)), place
-            )
+            k = place_token(written[0], attn.split(attn.k(h)), place)
+            v = place_token(written[1], attn.split(attn.v(h)), place)
             out = attn.output(attn.attend_after(attn.query(h), *read, k, v, bias_bh1s), row)
             x_b1d = block.joined(x_b1d, out)
             caches = caches + (k, v)

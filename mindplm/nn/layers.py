@@ -101,7 +101,7 @@ class _Normalise(nn.Cell):
 
     def inverse(self, x_nd):
         """scale / rms of rows, fp32 [N, 1]."""
-        return ops.rsqrt(row_sum(x_nd * x_nd) * self.part + self.eps)
+        return ops.rsqrt(row_sum(x_nd * x_nd, self.part) + self.eps)
 
     def construct(self, x, weight_d):
         x_nd = x.reshape((-1, self.width)).astype(ms.float32)
@@ -153,8 +153,8 @@ class _Standardise(nn.Cell):
     def standard(self, x):
         """Rows with mean 0 and deviation 1, and 1 / deviation, fp32 [N, D] and [N, 1]."""
         x_nd = x.reshape((-1, self.width)).astype(ms.float32)
-        x_nd = x_nd - row_sum(x_nd) * self.part
-        inverse_n1 = ops.rsqrt(row_sum(x_nd * x_nd) * self.part + self.eps)
+        x_nd = x_nd - row_sum(x_nd, self.part)
+        inverse_n1 = ops.rsqrt(row_sum(x_nd * x_nd, self.part) + self.eps)
         return x_nd * inverse_n1, inverse_n1
 
     def construct(self, x, weight_d, bias_d):
@@ -166,8 +166,8 @@ class _Standardise(nn.Cell):
         grad_nd = grad.reshape((-1, self.width)).astype(ms.float32)
         d_weight, d_bias = column_sum(grad_nd * y_nd), column_sum(grad_nd)
         inner_nd = grad_nd * weight_d.astype(ms.float32)
-        mean_n1 = row_sum(inner_nd) * self.part
-        along_n1 = row_sum(inner_nd * y_nd) * self.part
+        mean_n1 = row_sum(inner_nd, self.part)
+        along_n1 = row_sum(inner_nd * y_nd, self.part)
         d_x = (inner_nd - mean_n1 - y_nd * along_n1) * inverse_n1
         d_x = d_x.astype(x.dtype).reshape(x.shape)
         return d_x, d_weight.astype(weight_d.dtype), d_bias.astype(bias_d.dtype)

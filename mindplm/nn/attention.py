@@ -60,7 +60,8 @@ class AttendAfter(nn.Cell):
     @staticmethod
     def apart(x_phbk, size):
         """Back to [B, H, 1, K], the size."""
-        return x_phbk if size[0] == x_phbk.shape[0] else x_phbk.transpose((0, 2, 1, 3)).reshape(size)
+        alone = size[0] == x_phbk.shape[0]
+        return x_phbk if alone else x_phbk.transpose((0, 2, 1, 3)).reshape(size)
 
 
 class Heads(nn.Cell):

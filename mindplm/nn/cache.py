@@ -11,6 +11,11 @@ def take_rows(cache_bhsk, parents_b):
     return ops.gather(cache_bhsk, parents_b, 0)
 
 
+def follow_rows(cache_bhsk, parents_b, prompts: int):
+    """`take_rows` where rows move among those of their prompt only: a lone row stays in place."""
+    return cache_bhsk if cache_bhsk.shape[0] == prompts else take_rows(cache_bhsk, parents_b)
+
+
 def place_token(cache_bhsk, new_bh1k, slot_1):
     """Writes one position of every row; slot is an int32 tensor of one element.
 
@@ -67,12 +72,11 @@ def read_token(blocks, x_b1d, bias_bh1s, parents_b, slot_1, old):
         if block.has_attn:
             attn, h = block.attn, block.seen(x_b1d)
             read = (old[number], old[number + 1])
-            written = (old[half + number], old[half + number + 1])
-            if written[0].shape[0] != read[0].shape[0]:  # the only row of a prompt stays in place
-                written = (take_rows(written[0], parents_b), take_rows(written[1], parents_b))
             place = slot_1 - read[0].shape[2]
-            k = place_token(written[0], attn.split(attn.k(h)), place)
-            v = place_token(written[1], attn.split(attn.v(h)), place)
+            k_old = follow_rows(old[half + number], parents_b, read[0].shape[0])
+            v_old = follow_rows(old[half + number + 1], parents_b, read[0].shape[0])
+            k = place_token(k_old, attn.split(attn.k(h)), place)
+            v = place_token(v_old, attn.split(attn.v(h)), place)
             out = attn.output(attn.attend_after(attn.query(h), *read, k, v, bias_bh1s), row)
             x_b1d = block.joined(x_b1d, out)
             caches = caches + (k, v)

@@ -32,18 +32,21 @@ class OptimConfig:
     decay_corrected: bool = False
     """Whether decoupled decay follows the rate with its bias corrections, as in GPT-1's program."""
     schedule: Literal["noam", "cosine", "linear", "constant", "exponential"] = "cosine"
-    """Shape of the learning rate after warm-up; exponential has the forms of CPM-1 only."""
+    """Shape of the learning rate after warm-up; not every shape has every form."""
     schedule_form: Literal["library", "gpt1", "cpm1", "cpm1_pretrain"] = "library"
     """How warm-up and shape are put together: as here, or as in the programs of GPT-1, of CPM-1's
-    fine-tuning, of CPM-1's pretraining; those leave power and warmup_from_zero aside."""
+    fine-tuning, of CPM-1's pretraining; those leave power, step_ratio and
+    warmup_from_zero aside."""
     warmup_steps: int = 0
     """Optimizer steps of linear warm-up."""
     warmup_from_zero: bool = False
     """Whether the first step of the warm-up has learning rate 0, as in most original programs."""
     power: float = 1.0
     """Exponent of the falling line of linear."""
+    step_ratio: float = 0.95
+    """What each step of exponential multiplies the learning rate by, in the form of the library."""
     min_lr_ratio: float = 0.1
-    """Last learning rate of cosine and linear, as a part of lr."""
+    """Learning rate that cosine, linear and exponential fall to, as a part of lr."""
     clip_norm: float = 1.0
     """Largest global norm of the gradient; 0: no clipping."""
     loss_scale: float = 2.0**20
@@ -63,15 +66,15 @@ class OptimConfig:
             f"optim.loss_scale_factor={self.loss_scale_factor}, expected > 0 and not 1",
         )
         at_least("optim", self, loss_scale_steps=1)
-        between("optim", self, 0, 1, "beta1", "beta2")
+        between("optim", self, 0, 1, "beta1", "beta2", "step_ratio")
         at_least("optim", self, weight_decay=0, warmup_steps=0, clip_norm=0)
         require(
             0 <= self.min_lr_ratio <= 1,
             f"optim.min_lr_ratio={self.min_lr_ratio}, expected 0 <= value <= 1",
         )
         require(
-            self.schedule != "exponential" or self.schedule_form.startswith("cpm1"),
-            "optim.schedule=exponential needs optim.schedule_form=cpm1 or cpm1_pretrain",
+            self.schedule != "exponential" or self.schedule_form != "gpt1",
+            "optim.schedule=exponential needs optim.schedule_form=library, cpm1 or cpm1_pretrain",
         )
         require(
             self.schedule != "noam" or self.schedule_form == "library",

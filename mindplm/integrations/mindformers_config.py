@@ -45,7 +45,7 @@ def _part_of_optim(name: str, *keys: str) -> Any:
 
 ScheduleSection = _part_of_optim(
     "ScheduleSection", "lr", "schedule", "schedule_form", "warmup_steps", "warmup_from_zero",
-    "power", "min_lr_ratio",
+    "power", "step_ratio", "min_lr_ratio",
 )  # fmt: skip
 """lr_schedule of type MindplmSchedule; MindFormers adds total_steps."""
 AdamSection = _part_of_optim(

@@ -13,7 +13,8 @@ def learning_rate(config: OptimConfig, step: int, total: int) -> float:
     noam is CPM-Bee's: lr / sqrt(warmup) * n / warmup, then lr / sqrt(n); its first step has
     learning rate 0. The others reach optim.lr at the end of the warm-up, whose first step
     already moves (with warmup_from_zero it has rate 0, as in BERT's and Megatron's programs), and
-    end at optim.lr * optim.min_lr_ratio.
+    fall to optim.lr * optim.min_lr_ratio: cosine and linear in `total` steps, exponential by
+    optim.step_ratio a step without end.
 
     Source: Vaswani et al. 2017, section 5.3, without the factor of the model's width (noam).
     """
@@ -33,6 +34,8 @@ def learning_rate(config: OptimConfig, step: int, total: int) -> float:
     done = min(1.0, (step - warmup) / max(1, total - warmup))
     if config.schedule == "cosine":
         left = 0.5 * (1 + math.cos(math.pi * done))
+    elif config.schedule == "exponential":
+        left = config.step_ratio ** (step - warmup)
     else:
         left = (1 - done) ** config.power
     return config.lr * (config.min_lr_ratio + (1 - config.min_lr_ratio) * left)

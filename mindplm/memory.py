@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from mindplm.families import family
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from mindplm.config import RunConfig
 
 GIB = 2**30
+COUNTED = ("cpm_bee",)
+"""Families whose activations are counted; of others weights and what goes with them are."""
 _FULL = 4
 """Bytes of fp32."""
 
@@ -75,7 +77,8 @@ def plan(config: RunConfig, rank: int = 0) -> Memory:
     """Memory of one device of a training run.
 
     Args:
-        config: The run's settings; its family has a shard plan.
+        config: The run's settings; its family has a shard plan. Activations are 0 where they are
+            not counted.
         rank: The device.
     """
     parts, parallel = family(config.family), config.parallel
@@ -84,7 +87,8 @@ def plan(config: RunConfig, rank: int = 0) -> Memory:
     held = sum(map(math.prod, held_shapes(parts.part("plan"), config, shapes, rank).values()))
     alone = replace(config, parallel=replace(parallel, optimizer_shard=False))
     whole = sum(map(math.prod, held_shapes(parts.part("plan"), alone, shapes, rank).values()))
-    counts = _Activations.of(config, rank)
+    nothing = _Activations(*(0,) * len(fields(_Activations)))
+    counts = _Activations.of(config, rank) if config.family in COUNTED else nothing
     half = width < _FULL
     return Memory(
         weights=width * held,
@@ -235,8 +239,11 @@ def lines(config: RunConfig) -> list[str]:
     told = [
         f"memory of one device in training{where}: {worst.peak / GIB:.2f} GiB at most, of it "
         f"{worst.kept / GIB:.2f} all the time; counted for Ascend, without the framework's own"
+        + ("" if config.family in COUNTED else ", and without activations")
     ]
     told += [f"  {name:<11} {value / GIB:8.3f} GiB" for name, value in _parts(worst) if value]
+    if config.family not in COUNTED:
+        return told
     other = replace(config, parallel=replace(parallel, recompute=not parallel.recompute))
     word = "without" if parallel.recompute else "with"
     changed = max(plan(other, stage * size).peak for stage in range(parallel.pipeline))
@@ -275,6 +282,10 @@ def fitting(
     from mindplm.errors import ConfigError
     from mindplm.families import check_layout
 
+    if config.family not in COUNTED:
+        raise ConfigError(
+            f"activations of {config.family} are not counted; accepted: {', '.join(COUNTED)}"
+        )
     found = []
     for ways in layouts(cards):
         data, stages = ways["data"], ways["pipeline"]

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import mindspore as ms
-from mindspore import nn, ops
+from mindspore import nn
 
-from mindplm.nn.block import PostNormBlock
+from mindplm.nn.block import Merge, PostNormBlock
 from mindplm.nn.dropout import Dropout
-from mindplm.nn.kernels import mask_bias
-from mindplm.nn.layers import Embedding, LayerNorm
-from mindplm.nn.mask import span_mask
+from mindplm.nn.layers import Embedding, LayerNorm, flat, with_rows
+from mindplm.nn.mask import SpanFrame
 
 
 class Encoder(nn.Cell):
@@ -41,14 +40,27 @@ class Encoder(nn.Cell):
         self.embed = Embedding(words, hidden_size, std=std, dtype=dtype)
         self.positions = Embedding(positions, hidden_size, std=std, dtype=dtype)
         self.types = Embedding(types, hidden_size, std=std, dtype=dtype)
+        self.add_positions, self.add_types = Merge(), Merge()
         self.embed_norm = LayerNorm(hidden_size, eps, dtype=dtype)
+        self.frame = SpanFrame(causal=False, dtype=dtype)
         self.blocks = nn.CellList(blocks)
-        self.dtype, self.drop = dtype, Dropout()
+        self.drop = Dropout()
 
     def start(self, ids_bt, types_bt, positions_bt):
-        """The normed sum of the three embeddings, [B, T, D]."""
-        x_btd = self.embed(ids_bt) + self.positions(positions_bt) + self.types(types_bt)
-        return self.drop(self.embed_norm(x_btd))
+        """The normed sum of the three embeddings, [B * T, D]."""
+        x_btd = self.add_positions(self.embed(ids_bt), self.positions(positions_bt))
+        x_nd = flat(self.add_types(x_btd, self.types(types_bt)))
+        return self.drop(self.embed_norm(x_nd))
+
+    def flat_states(self, ids_bt, types_bt, positions_bt, spans_bt):
+        """`construct` with rows and positions in one axis, tensors [B * T, D]."""
+        bias_b1ts, row = self.frame(spans_bt)
+        x_nd = self.start(ids_bt, types_bt, positions_bt)
+        states: tuple[ms.Tensor, ...] = (x_nd,)
+        for block in self.blocks:
+            x_nd = block(x_nd, bias_b1ts, row)
+            states = states + (x_nd,)
+        return states
 
     def construct(self, ids_bt, types_bt, positions_bt, spans_bt):
         """The output of each block, after that of the embedding.
@@ -60,11 +72,5 @@ class Encoder(nn.Cell):
         Returns:
             num_layers + 1 tensors [B, T, D].
         """
-        bias_b1ts = mask_bias(span_mask(spans_bt))
-        row = ops.ones((1, 1, 1), self.dtype)
-        x_btd = self.start(ids_bt, types_bt, positions_bt)
-        states: tuple[ms.Tensor, ...] = (x_btd,)
-        for block in self.blocks:
-            x_btd = block(x_btd, bias_b1ts, row)
-            states = states + (x_btd,)
-        return states
+        states = self.flat_states(ids_bt, types_bt, positions_bt, spans_bt)
+        return with_rows(states, ids_bt)

@@ -64,9 +64,23 @@ class Embedding(nn.Cell):
     def __init__(self, count: int, width: int, *, std: float, dtype):
         super().__init__()
         self.weight = parameter((count, width), dtype, std)
+        self.gather = ops.Gather()
 
     def construct(self, ids):
-        return ops.gather(self.weight, ids, 0)
+        return self.gather(self.weight, ids, 0)
+
+
+def flat(x_btd):
+    """Rows and positions in one axis, [B * T, D]."""
+    return x_btd.reshape((-1, x_btd.shape[-1]))
+
+
+def with_rows(states, ids_bt):
+    """Tensors [B * T, D] as [B, T, D]."""
+    found: tuple[Tensor, ...] = ()
+    for x_nd in states:
+        found = found + (x_nd.reshape((*ids_bt.shape, x_nd.shape[1])),)
+    return found
 
 
 class RMSNorm(nn.Cell):

@@ -126,6 +126,21 @@ def take_positions(hidden_btd, positions_bp):
     return ops.gather_d(hidden_btd, 1, place).reshape((batch * num, width))
 
 
+class Pick(nn.Cell):
+    """Rows that have a target, [B * P, D], and the labels of all places, [B * P]."""
+
+    def construct(self, hidden_nd, target_pos_bp, targets_bp):
+        hidden_btd = hidden_nd.reshape((target_pos_bp.shape[0], -1, hidden_nd.shape[1]))
+        return take_positions(hidden_btd, target_pos_bp), targets_bp.reshape((-1,))
+
+
+class Labels(nn.Cell):
+    """The labels of all places, [B * T]."""
+
+    def construct(self, targets_bt):
+        return targets_bt.reshape((-1,))
+
+
 def masked_sums(nll_n, labels_n):
     """Sums the losses of labelled rows.
 

@@ -182,7 +182,8 @@ class CutNetwork:
         found: dict[str, np.ndarray] = {}
         for name in self.first_places[self.rank]:
             held = self.held[name]
-            kinds = {"": held.get(MASTER, held[""]), **{kind: held[kind] for kind in wanted}}
+            kinds = {"": held.get(MASTER, held[""])}
+            kinds.update({kind: held[kind] for kind in wanted if kind in held})
             for kind, item in kinds.items():
                 (found[kind + name],) = to_arrays([item]).values()
         return found

@@ -124,8 +124,7 @@ class Attention(nn.Cell):
 
         Args:
             x_btd: Normed input, [B, T, D] or [B * T, D].
-            bias_bhts: fp32 additive bias with the mask in it; of flat rows with all their
-                positions, so not T = 1 for any number of them.
+            bias_bhts: fp32 additive bias with the mask in it; flat rows take T and S from it.
             row_bt1: 1 for rows that see anything, 0 for rows whose output must be zero.
             memory_bsd: What is looked at, flat if x is; None: x itself.
         """

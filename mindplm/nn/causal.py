@@ -15,7 +15,7 @@ from mindplm.nn.block import Merge
 from mindplm.nn.cache import read_rows, read_token
 from mindplm.nn.dropout import Dropout
 from mindplm.nn.kernels import mask_bias
-from mindplm.nn.layers import Embedding, flat, with_rows
+from mindplm.nn.layers import Embedding, Flatten
 from mindplm.nn.loss import IGNORE, Pick, ProjectedNll, TokenNll, masked_sums
 from mindplm.nn.mask import SpanFrame
 
@@ -52,7 +52,7 @@ class CausalModel(nn.Cell):
         self.final_norm: Any = final_norm
         self.has_norm, self.position_classes = final_norm is not None, position_classes
         self.dtype, self.drop = dtype, Dropout()
-        self.add_positions, self.pick = Merge(), Pick()
+        self.add_positions, self.flatten, self.pick = Merge(), Flatten(), Pick()
         self.frame = SpanFrame(causal=True, dtype=dtype)
         self.num_more = Tensor([positions], ms.int32)
         self.matmul = ops.MatMul(transpose_b=True)
@@ -65,19 +65,15 @@ class CausalModel(nn.Cell):
         """The hidden states that the output is made of."""
         return self.final_norm(x) if self.has_norm else x
 
-    def flat_states(self, ids_bt, positions_bt, spans_bt):
-        """`states` with rows and positions in one axis, tensors [B * T, D]."""
-        bias_b1ts, row = self.frame(spans_bt)
-        x_nd = flat(self.start(ids_bt, positions_bt))
-        states: tuple[Tensor, ...] = (x_nd,)
-        for block in self.blocks:
-            x_nd = block(x_nd, bias_b1ts, row)
-            states = states + (x_nd,)
-        return states
-
     def states(self, ids_bt, positions_bt, spans_bt):
         """The embedding's output and that of each block, num_layers + 1 tensors [B, T, D]."""
-        return with_rows(self.flat_states(ids_bt, positions_bt, spans_bt), ids_bt)
+        bias_b1ts, row = self.frame(spans_bt)
+        x_btd = self.flatten(self.start(ids_bt, positions_bt))
+        states: tuple[Tensor, ...] = (x_btd,)
+        for block in self.blocks:
+            x_btd = block(x_btd, bias_b1ts, row)
+            states = states + (x_btd,)
+        return states
 
     def construct(self, ids_bt, positions_bt, spans_bt):
         """Hidden states [B, T, D].
@@ -91,8 +87,7 @@ class CausalModel(nn.Cell):
 
     def wanted(self, ids_bt, positions_bt, spans_bt, target_pos_bp, targets_bp):
         """The states that have a target, [B * P, D], and the labels, [B * P]."""
-        x_nd = self.end(self.flat_states(ids_bt, positions_bt, spans_bt)[-1])
-        return self.pick(x_nd, target_pos_bp, targets_bp)
+        return self.pick(self(ids_bt, positions_bt, spans_bt), target_pos_bp, targets_bp)
 
     def classes(self):
         """What `mindplm.nn.table_loss` takes of the classes."""

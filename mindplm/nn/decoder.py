@@ -65,11 +65,11 @@ class CrossBlock(nn.Cell):
         """The stream after the attention to the encoder's output has given its own."""
         return self.cross_norm(self.merge_cross(x_btd, self.drop_cross(out_btd)))
 
-    def construct(self, x_nd, bias_b1tt, row, memory_nd, memory_bias_b1ts):
-        """Whole rows, flat, that look at whole rows; see `Attention`."""
-        x_nd = self.joined(x_nd, self.attn(x_nd, bias_b1tt, row))
-        out_nd = self.cross(x_nd, memory_bias_b1ts, row, memory_nd)
-        return self.feed(self.crossed(x_nd, out_nd))
+    def construct(self, x_btd, bias_b1tt, row, memory_bsd, memory_bias_b1ts):
+        """Whole rows that look at whole rows; see `Attention`."""
+        x_btd = self.joined(x_btd, self.attn(x_btd, bias_b1tt, row))
+        out_btd = self.cross(x_btd, memory_bias_b1ts, row, memory_bsd)
+        return self.feed(self.crossed(x_btd, out_btd))
 
 
 def first_token(blocks, x_b1d, bias_b1tt, memory_bsd, memory_bias_b1ts):

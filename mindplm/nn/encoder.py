@@ -7,7 +7,7 @@ from mindspore import nn
 
 from mindplm.nn.block import Merge, PostNormBlock
 from mindplm.nn.dropout import Dropout
-from mindplm.nn.layers import Embedding, LayerNorm, flat, with_rows
+from mindplm.nn.layers import Embedding, Flatten, LayerNorm
 from mindplm.nn.mask import SpanFrame
 
 
@@ -44,23 +44,13 @@ class Encoder(nn.Cell):
         self.embed_norm = LayerNorm(hidden_size, eps, dtype=dtype)
         self.frame = SpanFrame(causal=False, dtype=dtype)
         self.blocks = nn.CellList(blocks)
-        self.drop = Dropout()
+        self.flatten, self.drop = Flatten(), Dropout()
 
     def start(self, ids_bt, types_bt, positions_bt):
-        """The normed sum of the three embeddings, [B * T, D]."""
+        """The normed sum of the three embeddings, [B, T, D]."""
         x_btd = self.add_positions(self.embed(ids_bt), self.positions(positions_bt))
-        x_nd = flat(self.add_types(x_btd, self.types(types_bt)))
-        return self.drop(self.embed_norm(x_nd))
-
-    def flat_states(self, ids_bt, types_bt, positions_bt, spans_bt):
-        """`construct` with rows and positions in one axis, tensors [B * T, D]."""
-        bias_b1ts, row = self.frame(spans_bt)
-        x_nd = self.start(ids_bt, types_bt, positions_bt)
-        states: tuple[ms.Tensor, ...] = (x_nd,)
-        for block in self.blocks:
-            x_nd = block(x_nd, bias_b1ts, row)
-            states = states + (x_nd,)
-        return states
+        x_btd = self.flatten(self.add_types(x_btd, self.types(types_bt)))
+        return self.drop(self.embed_norm(x_btd))
 
     def construct(self, ids_bt, types_bt, positions_bt, spans_bt):
         """The output of each block, after that of the embedding.
@@ -72,5 +62,10 @@ class Encoder(nn.Cell):
         Returns:
             num_layers + 1 tensors [B, T, D].
         """
-        states = self.flat_states(ids_bt, types_bt, positions_bt, spans_bt)
-        return with_rows(states, ids_bt)
+        bias_b1ts, row = self.frame(spans_bt)
+        x_btd = self.start(ids_bt, types_bt, positions_bt)
+        states: tuple[ms.Tensor, ...] = (x_btd,)
+        for block in self.blocks:
+            x_btd = block(x_btd, bias_b1ts, row)
+            states = states + (x_btd,)
+        return states

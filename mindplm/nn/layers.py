@@ -70,17 +70,19 @@ class Embedding(nn.Cell):
         return self.gather(self.weight, ids, 0)
 
 
-def flat(x_btd):
-    """Rows and positions in one axis, [B * T, D]."""
-    return x_btd.reshape((-1, x_btd.shape[-1]))
+class Flatten(nn.Cell):
+    """Puts rows and positions of [B, T, D] into one axis; does nothing until it is on.
 
+    Networks that are cut over devices have flat rows, so that no reshape crosses an axis that is
+    cut.
+    """
 
-def with_rows(states, ids_bt):
-    """Tensors [B * T, D] as [B, T, D]."""
-    found: tuple[Tensor, ...] = ()
-    for x_nd in states:
-        found = found + (x_nd.reshape((*ids_bt.shape, x_nd.shape[1])),)
-    return found
+    def __init__(self) -> None:
+        super().__init__()
+        self.on = False
+
+    def construct(self, x_btd):
+        return x_btd.reshape((-1, x_btd.shape[-1])) if self.on else x_btd
 
 
 class RMSNorm(nn.Cell):

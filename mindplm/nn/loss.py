@@ -129,8 +129,10 @@ def take_positions(hidden_btd, positions_bp):
 class Pick(nn.Cell):
     """Rows that have a target, [B * P, D], and the labels of all places, [B * P]."""
 
-    def construct(self, hidden_nd, target_pos_bp, targets_bp):
-        hidden_btd = hidden_nd.reshape((target_pos_bp.shape[0], -1, hidden_nd.shape[1]))
+    def construct(self, hidden_btd, target_pos_bp, targets_bp):
+        """Of states [B, T, D] or [B * T, D]."""
+        width = hidden_btd.shape[-1]
+        hidden_btd = hidden_btd.reshape((target_pos_bp.shape[0], -1, width))
         return take_positions(hidden_btd, target_pos_bp), targets_bp.reshape((-1,))
 
 

@@ -17,6 +17,7 @@ from mindspore import Tensor, nn, ops
 
 from mindplm.nn.block import Merge
 from mindplm.nn.kernels import masked, one_below
+from mindplm.nn.layers import Flatten
 from mindplm.nn.loss import IGNORE
 
 
@@ -205,6 +206,9 @@ class ShardedLoss(nn.Cell):
         rows = model.classes()[0].shape[0]
         self.nll = TableNll(scale, num_classes, rows, extended=extended, biased=biased)
         self.weigh, self.total = Weigh(), ops.ReduceSum()
+        for _, cell in model.cells_and_names():
+            if isinstance(cell, Flatten):
+                cell.on = True
 
     def construct(self, numbers, *columns):
         """fp32 scalar.

@@ -42,7 +42,7 @@ def empty_batch(config: RunConfig, num_rows: int) -> dict[str, np.ndarray]:
     """Empty rows, in the columns and sizes that the family's own collation makes."""
     kind = family(config.family).part("rows")
     marks = SimpleNamespace(**dict.fromkeys(kind.marks, 1))
-    marks.vocab_size, marks.lines = config.model.vocab_size, ()
+    marks.vocab_size, marks.lines, marks.special_ids = config.model.vocab_size, (), ()
     none = np.zeros(1, np.int32)
     draws = Draws((none, none + 1), config.runtime.seed, [])
     shape = kind.settings(config, "train").shape

@@ -17,7 +17,7 @@ from mindplm.models.bert.config import BertConfig
 from mindplm.models.cpt.config import DECODER_EPS, ENCODER_EPS, OFFSET, CptConfig
 from mindplm.nn.decoder import CrossBlock
 from mindplm.nn.dropout import Dropout
-from mindplm.nn.layers import Embedding, LayerNorm, flat, with_rows
+from mindplm.nn.layers import Embedding, Flatten, LayerNorm
 from mindplm.nn.loss import Pick, TokenNll, masked_sums, take_positions
 from mindplm.nn.mask import MemoryFrame, SpanFrame
 from mindplm.nn.table_loss import ShardedLoss
@@ -62,24 +62,13 @@ class WritingDecoder(nn.Cell):
         self.blocks = nn.CellList(blocks)
         self.drop = Dropout()
         self.add_positions = AddPositions(hidden**0.5 if config.scale_embedding else 1.0)
-        self.order, self.across = Order(), MemoryFrame()
+        self.order, self.across, self.flatten = Order(), MemoryFrame(), Flatten()
         self.frame = SpanFrame(causal=True, dtype=dtype)
 
     def start(self, words_btd, rows_bt):
         """The normed sum of word vectors and rows of the table of positions."""
         x_btd = self.add_positions(words_btd, self.positions(rows_bt))
         return self.drop(self.embed_norm(x_btd))
-
-    def flat_states(self, words_btd, spans_bt, memory_nd, memory_spans_bs):
-        """`construct` with rows and positions in one axis, tensors [B * T, D]."""
-        bias_b1tt, row = self.frame(spans_bt)
-        bias_b1ts = self.across(spans_bt, memory_spans_bs)
-        x_nd = flat(self.start(words_btd, self.order(spans_bt)))
-        states: tuple[Tensor, ...] = (x_nd,)
-        for block in self.blocks:
-            x_nd = block(x_nd, bias_b1tt, row, memory_nd, bias_b1ts)
-            states = states + (x_nd,)
-        return states
 
     def construct(self, words_btd, spans_bt, memory_bsd, memory_spans_bs):
         """The output of each block, after that of the embedding; tensors [B, T, D].
@@ -90,8 +79,14 @@ class WritingDecoder(nn.Cell):
             memory_bsd: The shared encoder's output.
             memory_spans_bs: int32, 1 for the source's tokens, 0 for padding.
         """
-        states = self.flat_states(words_btd, spans_bt, flat(memory_bsd), memory_spans_bs)
-        return with_rows(states, spans_bt)
+        bias_b1tt, row = self.frame(spans_bt)
+        bias_b1ts = self.across(spans_bt, memory_spans_bs)
+        x_btd = self.flatten(self.start(words_btd, self.order(spans_bt)))
+        states: tuple[Tensor, ...] = (x_btd,)
+        for block in self.blocks:
+            x_btd = block(x_btd, bias_b1tt, row, memory_bsd, bias_b1ts)
+            states = states + (x_btd,)
+        return states
 
 
 class Source(nn.Cell):
@@ -106,12 +101,13 @@ class Source(nn.Cell):
 
 
 class Branch(nn.Cell):
-    """The states [B * T, D] of each row's own decoder."""
+    """The states [B, T, D] or [B * T, D] of each row's own decoder."""
 
-    def construct(self, understood_nd, written_nd, writes_b):
-        num = understood_nd.shape[0] // writes_b.shape[0]
-        writes_bt = (writes_b != 0).expand_dims(1).broadcast_to((writes_b.shape[0], num))
-        return ops.where(writes_bt.reshape((-1, 1)), written_nd, understood_nd)
+    def construct(self, understood_btd, written_btd, writes_b):
+        size = (writes_b.shape[0], -1, understood_btd.shape[-1])
+        both = understood_btd.reshape(size), written_btd.reshape(size)
+        own_btd = ops.where((writes_b != 0).reshape((-1, 1, 1)), both[1], both[0])
+        return own_btd.reshape(understood_btd.shape)
 
 
 class Cpt(nn.Cell):
@@ -165,17 +161,16 @@ class Cpt(nn.Cell):
         return states[-1], written[-1]
 
     def own_branch(self, ids_bt, decoder_ids_bt, writes_b):
-        """States [B * T, D] of each row's own decoder; padding of ids is 0, types are 1."""
+        """States [B, T, D] of each row's own decoder; padding of ids is 0, types are 1."""
         ones_bt, order_bt, spans_bt = self.source(ids_bt)
-        states = self.encoder.flat_states(ids_bt, ones_bt, order_bt, spans_bt)
-        words = self.encoder.embed(decoder_ids_bt)
-        written = self.decoder.flat_states(words, ones_bt, states[self.shared], spans_bt)
+        states = self.encoder(ids_bt, ones_bt, order_bt, spans_bt)
+        written = self.write(decoder_ids_bt, ones_bt, states[self.shared], spans_bt)
         return self.branch(states[-1], written[-1], writes_b)
 
     def wanted(self, ids_bt, decoder_ids_bt, writes_b, target_pos_bp, targets_bp):
         """The states that have a target, [B * P, D], and the labels, [B * P]."""
-        x_nd = self.own_branch(ids_bt, decoder_ids_bt, writes_b)
-        return self.pick(x_nd, target_pos_bp, targets_bp)
+        x_btd = self.own_branch(ids_bt, decoder_ids_bt, writes_b)
+        return self.pick(x_btd, target_pos_bp, targets_bp)
 
     def classes(self):
         """The table of the classes and their biases."""
@@ -198,9 +193,8 @@ class CptSlots(nn.Cell):
         self.model = model
 
     def construct(self, ids_bt, decoder_ids_bt, writes_b, places_bp):
-        model = self.model
-        hidden_nd = model.own_branch(ids_bt, decoder_ids_bt, writes_b)
-        return model.project(model.pick(hidden_nd, places_bp, places_bp)[0])
+        hidden_btd = self.model.own_branch(ids_bt, decoder_ids_bt, writes_b)
+        return self.model.project(take_positions(hidden_btd, places_bp))
 
 
 class CptLoss(nn.Cell):

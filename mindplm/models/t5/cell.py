@@ -18,7 +18,7 @@ from mindplm.nn.decoder import first_token, next_token
 from mindplm.nn.dropout import Dropout
 from mindplm.nn.feed_forward import FeedForward, GatedFeedForward
 from mindplm.nn.kernels import gelu_tanh, mask_bias
-from mindplm.nn.layers import Embedding, Linear, RMSNorm, flat, parameter, with_rows
+from mindplm.nn.layers import Embedding, Flatten, Linear, RMSNorm, parameter
 from mindplm.nn.loss import IGNORE, Labels, TokenNll, masked_sums
 from mindplm.nn.mask import MemoryFrame
 from mindplm.nn.position import distance_buckets
@@ -140,12 +140,12 @@ class DecoderBlock(Block):
         return self.merge_cross(x_btd, self.drop_cross(out_btd))
 
     def construct(  # type: ignore[override]
-        self, x_nd, bias_bhtt, row, memory_nd, memory_bias_b1ts
+        self, x_btd, bias_bhtt, row, memory_bsd, memory_bias_b1ts
     ):
-        """Whole rows, flat, that look at whole rows; see `Attention`."""
-        x_nd = self.attend(x_nd, bias_bhtt, row)
-        out_nd = self.cross(self.cross_norm(x_nd), memory_bias_b1ts, row, memory_nd)
-        return self.feed(self.crossed(x_nd, out_nd))
+        """Whole rows that look at whole rows; see `Attention`."""
+        x_btd = self.attend(x_btd, bias_bhtt, row)
+        out_btd = self.cross(self.cross_norm(x_btd), memory_bias_b1ts, row, memory_bsd)
+        return self.feed(self.crossed(x_btd, out_btd))
 
 
 class Stack(nn.Cell):
@@ -157,27 +157,28 @@ class Stack(nn.Cell):
         self.frame = Frame(config, bidirectional=bidirectional, dtype=dtype)
         self.blocks = nn.CellList(blocks)
         self.final_norm = RMSNorm(config.hidden_size, config.eps, dtype=dtype)
+        self.flatten = Flatten()
         self.drop_start, self.drop_end = Dropout(), Dropout()
 
     def end(self, x):
         """What the stack gives."""
         return self.drop_end(self.final_norm(x))
 
-    def flat_states(self, x_nd, real_bt, *memory):
+    def states(self, x_btd, real_bt, *memory):
         """The output of the embedding and of each block, the last one after the norm.
 
         Args:
-            x_nd: Embedded rows [B * T, D].
+            x_btd: Embedded rows.
             real_bt: See `Frame`.
-            memory: What a decoder looks at, [B * S, D], and the bias [B, 1, T, S] of that.
+            memory: What a decoder looks at, [B, S, D], and the bias [B, 1, T, S] of that.
         """
         bias, row = self.frame(self.position_bias.weight, real_bt)
-        x_nd = self.drop_start(x_nd)
-        states: tuple[Tensor, ...] = (x_nd,)
+        x_btd = self.drop_start(self.flatten(x_btd))
+        states: tuple[Tensor, ...] = (x_btd,)
         for block in self.blocks:
-            x_nd = block(x_nd, bias, row, *memory)
-            states = states + (x_nd,)
-        return states[:-1] + (self.end(x_nd),)
+            x_btd = block(x_btd, bias, row, *memory)
+            states = states + (x_btd,)
+        return states[:-1] + (self.end(x_btd),)
 
 
 class T5(nn.Cell):
@@ -212,28 +213,19 @@ class T5(nn.Cell):
         """Rows of the output classes."""
         return self.embed.weight if self.tied else self.head.weight
 
-    def flat_encoder(self, ids_bs, real_bs):
-        """`encoder_states` with rows and positions in one axis, tensors [B * S, D]."""
-        return self.encoder.flat_states(flat(self.embed(ids_bs)), real_bs)
-
-    def flat_decoder(self, ids_bt, memory_nd, real_bs):
-        """`decoder_states` with rows and positions in one axis, tensors [B * T, D]."""
-        across = self.across(ids_bt, real_bs)
-        return self.decoder.flat_states(flat(self.embed(ids_bt)), ids_bt, memory_nd, across)
-
     def encoder_states(self, ids_bs, real_bs):
         """The output of the embedding and of each block, the last one after the norm."""
-        return with_rows(self.flat_encoder(ids_bs, real_bs), ids_bs)
+        return self.encoder.states(self.embed(ids_bs), real_bs)
 
     def decoder_states(self, ids_bt, memory_bsd, real_bs):
         """The same for the decoder, which sees the encoder's last states."""
-        return with_rows(self.flat_decoder(ids_bt, flat(memory_bsd), real_bs), ids_bt)
+        across = self.across(ids_bt, real_bs)
+        return self.decoder.states(self.embed(ids_bt), ids_bt, memory_bsd, across)
 
     def wanted(self, ids_bs, real_bs, decoder_ids_bt, targets_bt):
         """Hidden states of the decoder [B * T, D], and the labels [B * T]."""
-        memory_nd = self.flat_encoder(ids_bs, real_bs)[-1]
-        x_nd = self.flat_decoder(decoder_ids_bt, memory_nd, real_bs)[-1]
-        return x_nd, self.labels(targets_bt)
+        x_btd = self(ids_bs, real_bs, decoder_ids_bt)
+        return x_btd.reshape((-1, x_btd.shape[-1])), self.labels(targets_bt)
 
     def classes(self):
         """The table of the classes."""

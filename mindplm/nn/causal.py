@@ -87,7 +87,7 @@ class CausalModel(nn.Cell):
 
     def wanted(self, ids_bt, positions_bt, spans_bt, target_pos_bp, targets_bp):
         """The states that have a target, [B * P, D], and the labels, [B * P]."""
-        return self.pick(self(ids_bt, positions_bt, spans_bt), target_pos_bp, targets_bp)
+        return self.pick(self.construct(ids_bt, positions_bt, spans_bt), target_pos_bp, targets_bp)
 
     def classes(self):
         """What `mindplm.nn.table_loss` takes of the classes."""

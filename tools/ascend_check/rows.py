@@ -180,8 +180,8 @@ def families() -> Iterator[Row]:
         model = {"preset": "tiny", "num_layers": 2, "vocab_size": 1000}
         dropped = tree_of({**model, "dropout": 0.1}, whole, 64, name)
         yield Row(name, whole, 0, dropped, note="tiny, 2 layers")
-        for rank in ranks(cut):
-            yield Row(name, cut, rank, tree_of(model, cut, 64, name), note="tiny, 2 layers")
+        parted = tree_of(model, cut, 64, name)
+        yield Row(name, cut, cut.cards - 1, parted, note="tiny, 2 layers")
     model = {"preset": "11b", "num_layers": 2, "num_decoder_layers": 2}
     for layout in (whole, Layout(8, data=2, model=4, optimizer_shard=True, recompute=True)):
         tree = tree_of(model, layout, 512, "t5")

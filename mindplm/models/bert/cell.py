@@ -63,7 +63,7 @@ class Bert(nn.Cell):
 
     def wanted(self, ids_bt, types_bt, positions_bt, spans_bt, target_pos_bp, targets_bp):
         """The states that have a target, ready to be projected [B * P, D], and labels [B * P]."""
-        x_btd = self(ids_bt, types_bt, positions_bt, spans_bt)
+        x_btd = self.construct(ids_bt, types_bt, positions_bt, spans_bt)
         x_nd, labels_n = self.pick(x_btd, target_pos_bp, targets_bp)
         return self.head(x_nd), labels_n
 

@@ -224,7 +224,7 @@ class T5(nn.Cell):
 
     def wanted(self, ids_bs, real_bs, decoder_ids_bt, targets_bt):
         """Hidden states of the decoder [B * T, D], and the labels [B * T]."""
-        x_btd = self(ids_bs, real_bs, decoder_ids_bt)
+        x_btd = self.construct(ids_bs, real_bs, decoder_ids_bt)
         return x_btd.reshape((-1, x_btd.shape[-1])), self.labels(targets_bt)
 
     def classes(self):

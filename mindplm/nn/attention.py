@@ -5,7 +5,7 @@ from __future__ import annotations
 from mindspore import nn, ops
 
 from mindplm.nn.dropout import Dropout
-from mindplm.nn.kernels import Softmax
+from mindplm.nn.kernels import Softmax, spread
 from mindplm.nn.layers import Linear
 
 
@@ -24,7 +24,8 @@ class Attend(nn.Cell):
         self.drop = Dropout()
 
     def construct(self, q_bhtk, k_bhsk, v_bhsk, bias_bhts):
-        logits_bhts = self.scores(q_bhtk, k_bhsk) + bias_bhts
+        logits_bhts = self.scores(q_bhtk, k_bhsk)
+        logits_bhts = logits_bhts + spread(bias_bhts, logits_bhts.shape)
         return self.mix(self.drop(self.softmax(logits_bhts).astype(v_bhsk.dtype)), v_bhsk)
 
 
@@ -53,7 +54,7 @@ class Heads(nn.Cell):
         """[B, H, T, K] to [B, T, H * K], scaled; zero where row_bt1 is."""
         batch, _, num, _ = x_bhtk.shape
         x_bti = x_bhtk.transpose((0, 2, 1, 3)).reshape((batch, num, -1))
-        return x_bti * (row_bt1 * self.out_scale)
+        return x_bti * spread(row_bt1 * self.out_scale, x_bti.shape)
 
     def construct(self, q_bti, k_bti, v_bti, bias_bhts, row_bt1):
         """Joined heads, of the shape of q_bti; rows of one axis take theirs from row_bt1."""

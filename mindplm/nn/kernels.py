@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 
 import mindspore as ms
+import numpy as np
 from mindspore import Tensor, nn, ops
 
 
@@ -109,6 +110,37 @@ class Softmax(nn.Cell):
         product = grad * out
         inner = row_sum(product.reshape((-1, product.shape[-1]))).reshape(out.shape[:-1] + (1,))
         return ((product - out * spread(inner, out.shape)).astype(logits_bhts.dtype),)
+
+
+@ms.constexpr
+def _swapped_rows(num: int, first: int, second: int) -> Tensor:
+    """Where each row of the swapped array comes from, int32."""
+    rows = np.arange(num * first * second, dtype=np.int32).reshape(num, first, second)
+    return Tensor(np.ascontiguousarray(rows.transpose(0, 2, 1)).reshape(-1))
+
+
+def _swapped(x):
+    if on_cpu() and x.size >= _LARGE:
+        num, first, second, width = x.shape
+        flat = x.reshape((num * first * second, width))
+        return ops.gather(flat, _swapped_rows(num, first, second), 0).reshape(
+            (num, second, first, width)
+        )
+    return x.transpose((0, 2, 1, 3))
+
+
+class Swap(nn.Cell):
+    """Swaps the two middle axes of four.
+
+    On CPU rows are gathered: the kernel that transposes makes a table of 8 bytes for each element
+    when it is built, and keeps it as long as the program runs.
+    """
+
+    def construct(self, x):
+        return _swapped(x)
+
+    def bprop(self, x, out, grad):
+        return (_swapped(grad),)
 
 
 def one_below(count: int, limit):

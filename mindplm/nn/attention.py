@@ -5,7 +5,7 @@ from __future__ import annotations
 from mindspore import nn, ops
 
 from mindplm.nn.dropout import Dropout
-from mindplm.nn.kernels import Softmax, Swap, spread
+from mindplm.nn.kernels import Softmax, spread, swapped
 from mindplm.nn.layers import Linear
 
 
@@ -42,18 +42,18 @@ class Heads(nn.Cell):
 
     def __init__(self, head_dim: int, out_scale: float, query_scale: float | None = None):
         super().__init__()
-        self.attend, self.swap = Attend(), Swap()
+        self.attend = Attend()
         self.head_dim, self.out_scale = head_dim, out_scale
         self.query_scale = head_dim**-0.5 if query_scale is None else query_scale
 
     def split(self, x_bti, batch: int, num: int):
         """[B, T, H * K] or [B * T, H * K] to [B, H, T, K]."""
-        return self.swap(x_bti.reshape((batch, num, -1, self.head_dim)))
+        return swapped(x_bti.reshape((batch, num, -1, self.head_dim)))
 
     def join(self, x_bhtk, row_bt1):
         """[B, H, T, K] to [B, T, H * K], scaled; zero where row_bt1 is."""
         batch, _, num, _ = x_bhtk.shape
-        x_bti = self.swap(x_bhtk).reshape((batch, num, -1))
+        x_bti = swapped(x_bhtk).reshape((batch, num, -1))
         return x_bti * spread(row_bt1 * self.out_scale, x_bti.shape)
 
     def construct(self, q_bti, k_bti, v_bti, bias_bhts, row_bt1):

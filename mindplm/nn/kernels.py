@@ -32,7 +32,9 @@ _LARGE = 1 << 16
 @ms.constexpr
 def _repeats(own: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
     """How often each axis is repeated where that is better than to broadcast; () elsewhere."""
-    if tuple(own) == tuple(shape) or min(shape, default=0) < 1 or math.prod(shape) < _LARGE:
+    if tuple(own) == tuple(shape) or math.prod(own) == 1:
+        return ()  # a single value needs no table
+    if min(shape) < 1 or math.prod(shape) < _LARGE:
         return ()
     if ms.get_context("device_target") != "CPU":
         return ()
@@ -64,9 +66,9 @@ MASKED = -1e30
 
 
 class _Erf(nn.Cell):
-    """Error function; its gradient squares by a product.
+    """Error function for CPU, whose gradient squares by a product.
 
-    The framework's takes a power, which on CPU is a kernel that broadcasts, see `spread`.
+    The framework's takes a power there, a kernel that broadcasts, see `spread`.
     """
 
     def construct(self, x):
@@ -84,7 +86,9 @@ def gelu(x, scale: float = 1.0):
 
     Source: Hendrycks and Gimpel, "Gaussian Error Linear Units", equation in section 2.
     """
-    return x * ((_erf(x * SQRT_HALF) + 1.0) * (0.5 * scale))
+    inner = x * SQRT_HALF
+    erf = _erf(inner) if on_cpu() else ops.erf(inner)
+    return x * ((erf + 1.0) * (0.5 * scale))
 
 
 def gelu_tanh(x, scale: float = 1.0):
@@ -119,28 +123,34 @@ def _swapped_rows(num: int, first: int, second: int) -> Tensor:
     return Tensor(np.ascontiguousarray(rows.transpose(0, 2, 1)).reshape(-1))
 
 
-def _swapped(x):
-    if on_cpu() and x.size >= _LARGE:
-        num, first, second, width = x.shape
-        flat = x.reshape((num * first * second, width))
-        return ops.gather(flat, _swapped_rows(num, first, second), 0).reshape(
-            (num, second, first, width)
-        )
-    return x.transpose((0, 2, 1, 3))
+def _gathered(x):
+    num, first, second, width = x.shape
+    rows = ops.gather(x.reshape((-1, width)), _swapped_rows(num, first, second), 0)
+    return rows.reshape((num, second, first, width))
 
 
-class Swap(nn.Cell):
-    """Swaps the two middle axes of four.
-
-    On CPU rows are gathered: the kernel that transposes makes a table of 8 bytes for each element
-    when it is built, and keeps it as long as the program runs.
-    """
+class _Swap(nn.Cell):
+    """Swaps the two middle axes of four by gathering rows, forward and backward."""
 
     def construct(self, x):
-        return _swapped(x)
+        return _gathered(x)
 
     def bprop(self, x, out, grad):
-        return (_swapped(grad),)
+        return (_gathered(grad),)
+
+
+_swap = _Swap()
+
+
+def swapped(x):
+    """x with the two middle of its four axes swapped.
+
+    On CPU rows are gathered if there are many: the kernel that transposes makes a table of 8 bytes
+    for each element when it is built, and keeps it as long as the program runs.
+    """
+    if on_cpu() and x.size >= _LARGE:
+        return _swap(x)
+    return x.transpose((0, 2, 1, 3))
 
 
 def one_below(count: int, limit):

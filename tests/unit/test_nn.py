@@ -13,7 +13,7 @@ from mindspore import Tensor, nn, ops
 from mindplm.models.cpm_bee.cell import MaskedBias, bias_rows
 from mindplm.nn.attention import Attention
 from mindplm.nn.init import initialise
-from mindplm.nn.kernels import MASKED, Softmax, Swap, gelu, masked, row_sum, spread, sum_squares
+from mindplm.nn.kernels import MASKED, Softmax, gelu, masked, row_sum, spread, sum_squares, swapped
 from mindplm.nn.layers import LayerNorm, Linear, RMSNorm
 from mindplm.nn.loss import IGNORE, ProjectedNll, TokenNll, masked_sums, take_positions
 from mindplm.nn.mask import packed_mask, span_mask
@@ -83,7 +83,7 @@ def test_the_gradient_of_gelu_is_exact():
 
 
 @pytest.mark.parametrize("dtype", [ms.float32, ms.float16])
-@pytest.mark.parametrize("shape", [(256, 1), (256,), (1, 256), ()])
+@pytest.mark.parametrize("shape", [(256, 1), (256,), (1, 256)])
 def test_what_is_spread_combines_to_the_same_values(shape, dtype):
     """Large enough for what a CPU does with large operands."""
     wide, narrow = Tensor(normal(256, 256), dtype), Tensor(normal(*shape, seed=1), dtype)
@@ -94,12 +94,11 @@ def test_what_is_spread_combines_to_the_same_values(shape, dtype):
 
 def test_swapped_axes_are_those_of_a_transpose_forward_and_backward():
     x, weight = normal(2, 64, 8, 64), normal(2, 8, 64, 64, seed=1)
-    swap = Swap()
 
     def total(x, weight):
-        return (swap(x) * weight).sum()
+        return (swapped(x) * weight).sum()
 
-    np.testing.assert_array_equal(swap(Tensor(x)).asnumpy(), x.transpose(0, 2, 1, 3))
+    np.testing.assert_array_equal(swapped(Tensor(x)).asnumpy(), x.transpose(0, 2, 1, 3))
     found = gradients(total, x, weight)
     np.testing.assert_array_equal(found[0], weight.transpose(0, 2, 1, 3))
     np.testing.assert_array_equal(found[1], x.transpose(0, 2, 1, 3))

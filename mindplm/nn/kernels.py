@@ -39,6 +39,8 @@ def _repeats(own: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
     if ms.get_context("device_target") != "CPU":
         return ()
     whole = (1,) * (len(shape) - len(own)) + tuple(own)
+    if len(whole) > len(shape) or any(size not in (1, n) for size, n in zip(whole, shape)):
+        return ()  # the other operand is broadcast too
     return tuple(wanted // size for wanted, size in zip(shape, whole))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from mindspore import nn, ops
 
 from mindplm.nn.dropout import Dropout
-from mindplm.nn.kernels import Softmax
+from mindplm.nn.kernels import Softmax, spread, swapped
 from mindplm.nn.layers import Linear
 
 
@@ -24,7 +24,8 @@ class Attend(nn.Cell):
         self.drop = Dropout()
 
     def construct(self, q_bhtk, k_bhsk, v_bhsk, bias_bhts):
-        logits_bhts = self.scores(q_bhtk, k_bhsk) + bias_bhts
+        logits_bhts = self.scores(q_bhtk, k_bhsk)
+        logits_bhts = logits_bhts + spread(bias_bhts, logits_bhts.shape)
         return self.mix(self.drop(self.softmax(logits_bhts).astype(v_bhsk.dtype)), v_bhsk)
 
 
@@ -48,13 +49,13 @@ class Heads(nn.Cell):
     def split(self, x_bti, num: int):
         """[B, T, H * K] or [B * T, H * K] to [B, H, T, K]; num is T."""
         size = (-1, num, x_bti.shape[-1] // self.head_dim, self.head_dim)
-        return x_bti.reshape(size).transpose((0, 2, 1, 3))
+        return swapped(x_bti.reshape(size))
 
     def join(self, x_bhtk, row_bt1):
         """[B, H, T, K] to [B, T, H * K], scaled; zero where row_bt1 is."""
         batch, _, num, _ = x_bhtk.shape
-        x_bti = x_bhtk.transpose((0, 2, 1, 3)).reshape((batch, num, -1))
-        return x_bti * (row_bt1 * self.out_scale)
+        x_bti = swapped(x_bhtk).reshape((batch, num, -1))
+        return x_bti * spread(row_bt1 * self.out_scale, x_bti.shape)
 
     def construct(self, q_bti, k_bsi, v_bsi, bias_bhts, row_bt1):
         """Joined heads, of the shape of q_bti; flat rows have the positions of bias_bhts."""

@@ -151,15 +151,14 @@ class ReferenceNetwork:
         assert array.dtype == np.int32
         return array
 
-    def start(self, columns, rows, room):
-        self.shapes["start"].add((*(c.shape for c in columns), rows.shape, room.shape))
+    def start(self, columns, rows, first, rest):
+        self.shapes["start"].add((*(c.shape for c in (*columns, rows, first, rest)),))
+        length = len(first) + len(rest)
         logits, kept, _ = self.prefill(*columns)
         spread = []
         for array in (a for pair in kept for a in pair):
-            rest = np.zeros(
-                (len(rows), array.shape[1], len(room) - array.shape[2], self.model.width)
-            )
-            spread.append(np.concatenate([array[rows], rest.astype(array.dtype)], 2))
+            empty = np.zeros((len(rows), array.shape[1], length - array.shape[2], self.model.width))
+            spread.append(np.concatenate([array[rows], empty.astype(array.dtype)], 2))
         return logits[:, -1], spread
 
     def prefill(self, ids, subs, positions, context, sample_ids, segment_ids, num_segments,

@@ -49,10 +49,6 @@ class BeeLayout:
     def check(self, prompt: Prompt, max_new_tokens: int) -> None:
         """Positions have no limit."""
 
-    def cache_len(self, bucket: int, new_tokens: int) -> int:
-        """The prompt and what is written."""
-        return bucket + new_tokens
-
     def room(self, prompts: Sequence[Prompt]) -> _Room:
         """Sizes that all batches of a call share."""
         return _Room(
@@ -65,7 +61,7 @@ class BeeLayout:
         made = prompting.batch(
             prompts, self._tokenizer, bucket=bucket, max_rel=room.max_rel, max_ext=room.max_ext
         )
-        return _Batch(made, self._tokenizer, bucket)
+        return _Batch(made, self._tokenizer)
 
     def answers(
         self, pairs: Pairs, prompt: Prompt, table: Mapping[int, str], stop: Sequence[str] = ()
@@ -92,10 +88,12 @@ class BeeLayout:
 class _Batch:
     """See `mindplm.generate.layout.Batch`."""
 
-    def __init__(self, batch: PromptBatch, tokenizer: CpmBeeTokenizer, bucket: int):
+    first_slot = None
+
+    def __init__(self, batch: PromptBatch, tokenizer: CpmBeeTokenizer):
         self._batch, self._tokenizer = batch, tokenizer
         self.columns = [batch.columns[name] for name in prompting.COLUMNS]
-        self.tables, self.first_slot = batch.tables, bucket
+        self.tables = batch.tables
 
     def plan(self, num: int) -> Plan:
         """The plan of the first `num` prompts."""

@@ -18,15 +18,34 @@ class _Start(nn.Cell):
         super().__init__(auto_prefix=False)
         self.prefill = prefill
 
-    def construct(self, rows_r, room_s, *columns):
+    def construct(self, rows_r, first_s, rest_s, *columns):
         outputs = self.prefill(*columns)
-        num_rows, cache_len = rows_r.shape[0], room_s.shape[0]
+        num_rows, cache_len = rows_r.shape[0], first_s.shape[0] + rest_s.shape[0]
         caches: tuple[Tensor, ...] = ()
         for cache_bhtk in outputs[1:]:
             num_heads, width, head_dim = cache_bhtk.shape[1:]
             rest = (num_rows, num_heads, cache_len - width, head_dim)
             rows_rhtk = ops.gather(cache_bhtk, rows_r, 0)
             caches += (ops.concat((rows_rhtk, ops.zeros(rest, cache_bhtk.dtype)), 2),)
+        return (outputs[0].astype(ms.float32),) + caches
+
+
+class _Lengthen(nn.Cell):
+    """Reads the prompts; their keys and values get the length that all prompts of a call have."""
+
+    def __init__(self, prefill: nn.Cell):
+        super().__init__(auto_prefix=False)
+        self.prefill = prefill
+
+    def construct(self, rows_r, first_s, rest_s, *columns):
+        outputs = self.prefill(*columns)
+        caches: tuple[Tensor, ...] = ()
+        for cache_bhtk in outputs[1:]:
+            batch, num_heads, width, head_dim = cache_bhtk.shape
+            if width < first_s.shape[0]:
+                rest = (batch, num_heads, first_s.shape[0] - width, head_dim)
+                cache_bhtk = ops.concat((cache_bhtk, ops.zeros(rest, cache_bhtk.dtype)), 2)
+            caches += (cache_bhtk,)
         return (outputs[0].astype(ms.float32),) + caches
 
 
@@ -48,12 +67,15 @@ class CompiledNetwork:
     Args:
         prefill: (columns of a prompt batch) -> (logits [B, classes], k_0, v_0, k_1, ...), the
             caches [B, H, at most the cache's length, K].
-        step: (columns of a step, k_0, v_0, ...) -> (logits [R, classes], k_0, v_0, ...).
+        step: (columns of a step, k_0, v_0, ...) -> (logits [R, classes], k_0, v_0, ...). If
+            `prefill.shares_prompts`, it takes the caches of the prompts as they are and those of
+            what the rows write, and returns the latter, see `mindplm.nn.cache.read_token`.
         cache: Keeps the graphs of the first batch between runs; none: they are compiled anew.
     """
 
     def __init__(self, prefill: nn.Cell, step: nn.Cell, cache: GraphCache | None = None):
-        self._start = _Start(prefill)
+        self._shares = getattr(prefill, "shares_prompts", False)
+        self._start = _Lengthen(prefill) if self._shares else _Start(prefill)
         self._step = _Step(step)
         self._cache = cache or GraphCache("", None)
 
@@ -67,19 +89,25 @@ class CompiledNetwork:
         return Tensor(array, ms.int32)
 
     def start(
-        self, columns: Sequence[Tensor], rows: Tensor, room: Tensor
+        self, columns: Sequence[Tensor], rows: Tensor, first: Tensor, rest: Tensor
     ) -> tuple[np.ndarray, Sequence[Tensor]]:
         """Reads prompts."""
-        inputs = (rows, room, *columns)
+        inputs = (rows, first, rest, *columns)
         self._cache.close()  # a step before this one was read already, or never comes
         with self._cache.first(*inputs):
             logits, *caches = self._start(*inputs)
+        if self._shares:
+            _, num_heads, _, head_dim = caches[0].shape
+            shape = (len(rows), num_heads, len(rest), head_dim)
+            empty = Tensor(np.zeros(shape, np.float32), caches[0].dtype)
+            caches += [empty] * len(caches)
         return logits.asnumpy(), caches
 
     def step(
         self, columns: Sequence[Tensor], caches: Sequence[Tensor]
     ) -> tuple[np.ndarray, Sequence[Tensor]]:
         """Reads one token per row."""
+        kept = caches[: len(caches) // 2] if self._shares else []
         with self._cache.second():
-            logits, *caches = self._step(*columns, *caches)
-        return logits.asnumpy(), caches
+            logits, *changed = self._step(*columns, *caches)
+        return logits.asnumpy(), [*kept, *changed]

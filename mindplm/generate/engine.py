@@ -30,14 +30,15 @@ class Network(Protocol):
         """Brings an int32 array to the device."""
 
     def start(
-        self, columns: Sequence[Any], rows: Any, room: Any
+        self, columns: Sequence[Any], rows: Any, first: Any, rest: Any
     ) -> tuple[np.ndarray, Sequence[Any]]:
         """Reads prompts.
 
         Args:
             columns: The columns of a batch.
-            rows: [R], the prompt that each row of the cache is for.
-            room: [cache length], of any content.
+            rows: [R], the prompt that each row is for, as many rows for each, side by side.
+            first: [length of the cache's part for prompts], of any content.
+            rest: [length of its part for what is written], of any content.
 
         Returns:
             Logits of the last column [B, classes], caches [R, ...].
@@ -79,7 +80,8 @@ class _Shape:
 
     batch: int
     rows_per_prompt: int
-    cache_len: int
+    longest: int
+    new_tokens: int
     room: Any
 
 
@@ -179,7 +181,8 @@ class Engine:
         return _Shape(
             batch=self._batch_size if self._fill else min(self._batch_size, len(prompts)),
             rows_per_prompt=rows_per_prompt,
-            cache_len=self._layout.cache_len(self._bucket(prompts[longest], longest), new_tokens),
+            longest=self._bucket(prompts[longest], longest),
+            new_tokens=new_tokens,
             room=self._layout.room(prompts),
         )
 
@@ -209,12 +212,12 @@ class Engine:
         batch = self._layout.batch(filled, bucket, shape.room)
         rows = np.repeat(np.arange(shape.batch, dtype=np.int32), shape.rows_per_prompt)
         policy = make_policy(batch.plan(len(prompts)), numbers)
-        room = put(np.zeros(shape.cache_len, np.int32))
-        logits, caches = self._network.start([*map(put, batch.columns)], put(rows), room)
+        lengths = [put(np.zeros(num, np.int32)) for num in (shape.longest, shape.new_tokens)]
+        logits, caches = self._network.start([*map(put, batch.columns)], put(rows), *lengths)
         logits = logits[rows]
-        steps = batch.steps(rows, shape.cache_len)
+        steps = batch.steps(rows, shape.longest + shape.new_tokens)
         fixed = [*map(put, steps.fixed)]
-        slot = batch.first_slot
+        slot = shape.longest if batch.first_slot is None else batch.first_slot
         while (parents := policy.advance(logits)) is not None:
             yield policy, batch.tables
             parents = _fill(parents, np.arange(len(rows)))

@@ -66,8 +66,8 @@ class Batch(Protocol):
         """For each prompt the texts of classes that the vocabulary does not hold."""
 
     @property
-    def first_slot(self) -> int:
-        """Place of the first written token in the caches."""
+    def first_slot(self) -> int | None:
+        """Place of the first written token in the caches; None: behind the longest prompt."""
 
     def plan(self, num: int) -> Plan:
         """The plan of the first `num` prompts; the others are copies."""
@@ -90,9 +90,6 @@ class Layout(Protocol):
 
     def check(self, prompt: Any, max_new_tokens: int) -> None:
         """Raises DataError if the model cannot hold the prompt and so many tokens more."""
-
-    def cache_len(self, bucket: int, new_tokens: int) -> int:
-        """Length of the caches."""
 
     def room(self, prompts: Sequence[Any]) -> Any:
         """Further sizes that all batches of a call share."""

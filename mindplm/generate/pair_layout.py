@@ -61,10 +61,6 @@ class PairLayout(Answers):
             if count > self._max_len > 0:
                 raise DataError(f"{what} {count} tokens, but model.max_len is {self._max_len}")
 
-    def cache_len(self, bucket: int, new_tokens: int) -> int:
-        """Room for either kind of cache."""
-        return bucket + new_tokens
-
     def room(self, prompts: Sequence[TextPrompt]) -> None:
         """Nothing more."""
 

@@ -125,10 +125,6 @@ class TextLayout(Answers):
                 "generate.max_new_tokens"
             )
 
-    def cache_len(self, bucket: int, new_tokens: int) -> int:
-        """The prompt and what is written."""
-        return bucket + new_tokens
-
     def room(self, prompts: Sequence[TextPrompt]) -> None:
         """Nothing more."""
 
@@ -139,6 +135,8 @@ class TextLayout(Answers):
 
 class TextBatch:
     """See `mindplm.generate.layout.Batch`; the columns are ids, positions, spans."""
+
+    first_slot = None
 
     def __init__(self, prompts: Sequence[TextPrompt], tokenizer: Any, bucket: int):
         self._prompts, self._tokenizer = prompts, tokenizer
@@ -151,7 +149,6 @@ class TextBatch:
             positions[i, real] = np.arange(len(prompt))
             spans[i, real] = 1
         self.tables: list[dict[int, str]] = [{} for _ in prompts]
-        self.first_slot = bucket
 
     def plan(self, num: int) -> Plan:
         """The plan of the first `num` prompts."""

@@ -29,6 +29,42 @@ class Attend(nn.Cell):
         return self.mix(self.drop(self.softmax(logits_bhts).astype(v_bhsk.dtype)), v_bhsk)
 
 
+class AttendAfter(nn.Cell):
+    """Attention of single queries over a prompt that several rows share, and over their own keys.
+
+    The queries of a prompt are one matrix, so its keys and values are read once for all of them.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.scores = ops.BatchMatMul(transpose_b=True)
+        self.mix = ops.BatchMatMul()
+        self.softmax = Softmax()
+
+    def construct(self, q_bh1k, k_phsk, v_phsk, k_bhsk, v_bhsk, bias_bh1s):
+        rows, heads, _, width = q_bh1k.shape
+        prompts, _, num, _ = k_phsk.shape
+        each = rows // prompts
+        q_phbk = self.together(q_bh1k, (prompts, each, heads, width))
+        first = self.apart(self.scores(q_phbk, k_phsk), (rows, heads, 1, num))
+        logits = ops.concat((first, self.scores(q_bh1k, k_bhsk)), -1) + bias_bh1s
+        shares = self.softmax(logits).astype(v_bhsk.dtype)
+        of_prompt = self.together(shares[..., :num], (prompts, each, heads, num))
+        out = self.apart(self.mix(of_prompt, v_phsk), (rows, heads, 1, width))
+        return out + self.mix(shares[..., num:], v_bhsk)
+
+    @staticmethod
+    def together(x_bh1k, size):
+        """[B, H, 1, K] to [P, H, B / P, K]; the size is (P, B / P, H, K)."""
+        return x_bh1k if size[1] == 1 else x_bh1k.reshape(size).transpose((0, 2, 1, 3))
+
+    @staticmethod
+    def apart(x_phbk, size):
+        """Back to [B, H, 1, K], the size."""
+        alone = size[0] == x_phbk.shape[0]
+        return x_phbk if alone else x_phbk.transpose((0, 2, 1, 3)).reshape(size)
+
+
 class Heads(nn.Cell):
     """Attention between the projections: heads taken apart, `Attend`, heads joined; no weights.
 
@@ -42,7 +78,7 @@ class Heads(nn.Cell):
 
     def __init__(self, head_dim: int, out_scale: float, query_scale: float | None = None):
         super().__init__()
-        self.attend = Attend()
+        self.attend, self.attend_after = Attend(), AttendAfter()
         self.head_dim, self.out_scale = head_dim, out_scale
         self.query_scale = head_dim**-0.5 if query_scale is None else query_scale
 
@@ -111,6 +147,10 @@ class Attention(nn.Cell):
     def attend(self, q_bhtk, k_bhsk, v_bhsk, bias_bhts):
         """Attention of heads that are apart."""
         return self.heads.attend(q_bhtk, k_bhsk, v_bhsk, bias_bhts)
+
+    def attend_after(self, q_bh1k, k_phsk, v_phsk, k_bhsk, v_bhsk, bias_bh1s):
+        """Attention of heads that are apart over prompts and what was written; `AttendAfter`."""
+        return self.heads.attend_after(q_bh1k, k_phsk, v_phsk, k_bhsk, v_bhsk, bias_bh1s)
 
     def output(self, out_bhtk, row_bt1):
         """Joins the heads and projects them; row_bt1 is 1, or 0 where the output must be zero."""

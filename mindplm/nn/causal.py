@@ -144,6 +144,8 @@ class CausalPrefill(nn.Cell):
     construct takes ids, positions, spans int32 [B, T]; spans are 0 for padding, else 1.
     """
 
+    shares_prompts = True
+
     def __init__(self, model: CausalModel):
         super().__init__(auto_prefix=False)
         self.model = model
@@ -160,7 +162,7 @@ class CausalStep(nn.Cell):
 
     construct takes ids, positions int32 [B]; slot [1], the place of the new tokens in the caches;
     filled [B, S], 1 where the cache holds something, the new token among it; parents [B], the row
-    that each row goes on from; then k and v of each attention [B, H, S, K].
+    that each row goes on from; then the caches that `mindplm.nn.cache.read_token` takes.
     """
 
     def __init__(self, model: CausalModel):

@@ -183,12 +183,15 @@ def sum_squares(x):
     return (flat * flat).sum()
 
 
-def row_sum(x_nv):
-    """Sums of rows, [N, 1] fp32; on CPU as a product with a column of ones, which is faster."""
+def row_sum(x_nv, scale: float = 1.0):
+    """Sums of rows times a constant, [N, 1] fp32.
+
+    On CPU as a product with a column of that constant, which is faster.
+    """
     x_nv = x_nv.astype(ms.float32)
     if on_cpu():
-        return ops.MatMul()(x_nv, ops.ones((x_nv.shape[1], 1), ms.float32))
-    return x_nv.sum(-1, keepdims=True)
+        return ops.MatMul()(x_nv, ops.full((x_nv.shape[1], 1), scale, dtype=ms.float32))
+    return x_nv.sum(-1, keepdims=True) * scale
 
 
 def column_sum(x_nv):

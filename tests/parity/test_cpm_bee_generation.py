@@ -72,12 +72,14 @@ def reference(folder: Path) -> ReferenceNetwork:
 class TwoShapes:
     """Fills calls up to 1 prompt and 5 rows, or 4 prompts and 16 rows, to compile four graphs.
 
-    Other shapes than these are compiled in the tests of single functions.
+    Other shapes than these are compiled in the tests of single functions. Copies stand behind the
+    rows of each prompt, so that all prompts have as many rows.
     """
 
     def __init__(self, network: CompiledNetwork):
         self.network = network
         self.prompts, self.rows = 1, 5
+        self.places = np.arange(0)
 
     def put(self, array: np.ndarray) -> np.ndarray:
         return array
@@ -85,26 +87,32 @@ class TwoShapes:
     def fill(self, array: np.ndarray, num: int) -> Tensor:
         return self.network.put(np.concatenate([array, array[:1].repeat(num - len(array), 0)]))
 
-    def start(self, columns, rows, room):
-        self.prompts, self.rows = (1, 5) if len(columns[0]) == 1 else (4, 16)
+    def spread(self, array: np.ndarray) -> np.ndarray:
+        full = array[:1].repeat(self.rows, 0)
+        full[self.places] = array
+        return full
+
+    def start(self, columns, rows, first, rest):
+        num = len(columns[0])
+        self.prompts, self.rows = (1, 5) if num == 1 else (4, 16)
+        each = self.rows // self.prompts
+        self.places = each * rows + np.arange(len(rows)) % (len(rows) // num)
         names = zip(prompting.COLUMNS, columns)
         filled = [
             self.network.put(c) if name in prompting.COLUMNS[-3:] else self.fill(c, self.prompts)
             for name, c in names
         ]
-        logits, caches = self.network.start(
-            filled, self.fill(rows, self.rows), self.network.put(room)
-        )
-        return logits[: len(columns[0])], caches
+        rows = np.arange(self.rows, dtype=np.int32) // each
+        logits, caches = self.network.start(filled, *map(self.network.put, (rows, first, rest)))
+        return logits[:num], caches
 
     def step(self, columns, caches):
         shared = {4, 12, 13, 14}  # slot and extension table
-        filled = [
-            self.network.put(c) if i in shared else self.fill(c, self.rows)
-            for i, c in enumerate(columns)
-        ]
-        logits, caches = self.network.step(filled, caches)
-        return logits[: len(columns[0])], caches
+        *columns, parents = columns
+        filled = [c if i in shared else self.spread(c) for i, c in enumerate(columns)]
+        filled.append(self.spread(self.places[parents].astype(np.int32)))
+        logits, caches = self.network.step([*map(self.network.put, filled)], caches)
+        return logits[self.places], caches
 
 
 class Compiled:
@@ -338,14 +346,16 @@ def test_the_network_equals_the_golden_cache(kind, folder) -> None:
     real = columns["num_segments"] != 0
     num, width = real.shape
     vocab_size = golden["prefill_logits"].shape[-1]
-    rows, room = np.arange(num, dtype=np.int32), np.zeros(width + 4, np.int32)
+    rows = np.arange(num, dtype=np.int32)
+    lengths = [np.zeros(length, np.int32) for length in (width, 4)]
     inputs = [*columns.values(), rel, *ext]
-    logits, caches = net.start([*map(net.put, inputs)], net.put(rows), net.put(room))
+    logits, caches = net.start([*map(net.put, inputs)], *map(net.put, (rows, *lengths)))
     close = {"rtol": 1e-5, "atol": 5e-5}
     wanted = golden["prefill_logits"][:, -1]
     np.testing.assert_allclose(logits[:, :vocab_size], wanted, **close)
     assert logits[:, vocab_size:].max() < -1e20
-    for number, cache_bhsk in enumerate(caches):
+    for number in range(2 * sum(name.startswith("prefill_k") for name in golden)):
+        cache_bhsk = caches[number]
         wanted = golden[f"prefill_{'kv'[number % 2]}{number // 2}"]
         array = np.asarray(cache_bhsk.asnumpy() if kind == "compiled" else cache_bhsk)
         array = array[:, :, :width].swapaxes(1, 2)

@@ -124,14 +124,18 @@ class _Unrun(CompiledNetwork):
         self.model, self.num_classes = model, num_classes
         self.compiled: list[str] = []
 
-    def start(self, columns, rows, room):
-        self._start.compile(rows, room, *columns)
+    def start(self, columns, rows, first, rest):
+        self._start.compile(rows, first, rest, *columns)
         self.compiled.append("prefill")
-        config = self.model.config
-        shape = (rows.shape[0], config.num_heads, room.shape[0], config.head_dim)
-        zeros = np.zeros(shape, np.float16)
-        caches = [_zeros(zeros, self.model.dtype) for _ in config.attention_layers for _ in "kv"]
-        return np.zeros((columns[0].shape[0], self.num_classes), np.float32), caches
+        config, num_prompts = self.model.config, columns[0].shape[0]
+        caches = []
+        for num, length in ((num_prompts, first), (rows.shape[0], rest)):
+            shape = (num, config.num_heads, length.shape[0], config.head_dim)
+            zeros = np.zeros(shape, np.float16)
+            caches += [
+                _zeros(zeros, self.model.dtype) for _ in config.attention_layers for _ in "kv"
+            ]
+        return np.zeros((num_prompts, self.num_classes), np.float32), caches
 
     def step(self, columns, caches):
         if "decode" not in self.compiled:

@@ -24,6 +24,8 @@ def visible(query_sample_bt, key_sample_bs, key_counts_bs):
 class CpmBeePrefill(nn.Cell):
     """Left-padded prompts in, scores after the last column and keys and values out."""
 
+    shares_prompts = True
+
     def __init__(self, model: CpmBee):
         super().__init__(auto_prefix=False)
         self.model = model
@@ -74,10 +76,10 @@ class CpmBeeStep(nn.Cell):
                 they go in the cache; key_positions, key_sample_ids, key_segment_ids,
                 key_num_segments [B, C], with the new token in them; num_segments, rel_offset [B];
                 segment_rel [B, R]; ext_ids, ext_sub [E], num_ext [1]; parents [B], the row each
-                row goes on from; then k and v of each attention [B, H, C, K].
+                row goes on from; then the caches that `mindplm.nn.cache.read_token` takes.
 
         Returns:
-            (logits [B, V + E], k, v, ...) with the rows reordered and the new entry written.
+            (logits [B, V + E], the caches of what is written, reordered, with the new entry).
         """
         ids, subs, segments, positions, slot = columns[:5]
         key_positions, key_samples, key_segments, key_counts = columns[5:9]

@@ -135,16 +135,21 @@ NO_COLUMNS: tuple[str, ...] = ()
 """For families all of whose columns have a row for each row of the batch."""
 
 
-def _names(family: str, config: str, of_original: str = "original") -> dict[str, Any]:
-    """References to what every family's module of sizes and names defines.
+def _names(
+    family: str, config: str, of_original: str = "original", sharded: str = ""
+) -> dict[str, Any]:
+    """References to what every family's package defines.
 
     Args:
         family: Package of the family.
         config: Dataclass of the model section.
         of_original: How its functions from_... and to_... call the original.
+        sharded: The training cell of the shard plan, in the package; "": there is no plan.
     """
     module = f"mindplm.models.{family}.config:"
     return {
+        "plan_ref": f"mindplm.models.{family}.plan:PLAN" if sharded else "",
+        "sharded_ref": f"mindplm.models.{family}.{sharded}" if sharded else "",
         "config_ref": module + config,
         "presets_ref": module + "PRESETS",
         "num_parameters_ref": module + "num_parameters",
@@ -174,7 +179,7 @@ _WORD_PIECES: dict[str, Any] = {
 FAMILIES: dict[str, Family] = {
     "cpm_bee": Family(
         title="CPM-Bee: nested records in, filled answers out",
-        **_names("cpm_bee", "CpmBeeConfig", "openbmb"),
+        **_names("cpm_bee", "CpmBeeConfig", "openbmb", "sharded:ShardedCpmBeeLoss"),
         lora_rules_ref=_BEE + "lora_rules",
         lora_gain_ref=_BEE + "lora_gain",
         cell_ref="mindplm.models.cpm_bee.cell:CpmBee",
@@ -184,14 +189,12 @@ FAMILIES: dict[str, Family] = {
         rows_ref="mindplm.data.bee_rows:ROWS",
         layout_ref="mindplm.generate.bee_layout:BeeLayout",
         decode_ref="mindplm.models.cpm_bee.decode:writing_cells",
-        plan_ref="mindplm.models.cpm_bee.plan:PLAN",
-        sharded_ref="mindplm.models.cpm_bee.sharded:ShardedCpmBeeLoss",
         scorer_ref="mindplm.generate.scoring:Scorer",
         step_flops_ref=_BEE + "step_flops",
     ),
     "bert": Family(
         title="BERT: a masked language model for Chinese or English, made at home in a domain",
-        **_names("bert", "BertConfig"),
+        **_names("bert", "BertConfig", sharded="cell:sharded"),
         **_WORD_PIECES,
         cell_ref="mindplm.models.bert.cell:Bert",
         loss_ref="mindplm.models.bert.cell:BertLoss",
@@ -200,7 +203,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "cpt": Family(
         title="CPT: one encoder, a decoder that understands and a decoder that writes Chinese",
-        **_names("cpt", "CptConfig"),
+        **_names("cpt", "CptConfig", sharded="cell:sharded"),
         **_WORD_PIECES,
         cell_ref="mindplm.models.cpt.cell:Cpt",
         loss_ref="mindplm.models.cpt.cell:CptLoss",
@@ -212,7 +215,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "cpm1": Family(
         title="CPM-1: a Chinese language model, pieces behind jieba's words",
-        **_names("cpm1", "Cpm1Config"),
+        **_names("cpm1", "Cpm1Config", sharded="cell:sharded"),
         **_CAUSAL,
         cell_ref="mindplm.models.cpm1.cell:network",
         tokenizer_ref="mindplm.tokenizers.sentencepieces:Cpm1Tokenizer",
@@ -225,7 +228,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "gpt1": Family(
         title="GPT-1: an English language model on byte pairs, and its fine-tuning tasks",
-        **_names("gpt1", "Gpt1Config"),
+        **_names("gpt1", "Gpt1Config", sharded="cell:sharded"),
         **_CAUSAL,
         cell_ref="mindplm.models.gpt1.cell:network",
         tokenizer_ref="mindplm.tokenizers.bpe:BpeTokenizer",
@@ -242,7 +245,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "t5": Family(
         title="T5: text to text, restructured pretraining on signals with prompts",
-        **_names("t5", "T5Config"),
+        **_names("t5", "T5Config", sharded="cell:sharded"),
         fitted_ref="mindplm.models.t5.config:fitted",
         cell_ref="mindplm.models.t5.cell:T5",
         loss_ref="mindplm.models.t5.cell:T5Loss",

@@ -52,13 +52,18 @@ class Parts:
     def _files(self) -> dict[int, dict[str, tensors.LazyArray]]:
         return {}
 
-    def _held(self, rank: int, name: str) -> tensors.LazyArray:
-        path = self.folder / f"{_stem(rank)}.safetensors"
+    def _path(self, rank: int) -> Path:
+        return self.folder / f"{_stem(rank)}.safetensors"
+
+    def _arrays(self, rank: int) -> dict[str, tensors.LazyArray]:
         if rank not in self._files:
-            self._files[rank] = tensors.open_file(path)
-        if name not in self._files[rank]:
-            raise CheckpointError(f"{path} holds no {name}")
-        return self._files[rank][name]
+            self._files[rank] = tensors.open_file(self._path(rank))
+        return self._files[rank]
+
+    def _held(self, rank: int, name: str) -> tensors.LazyArray:
+        if name not in self._arrays(rank):
+            raise CheckpointError(f"{self._path(rank)} holds no {name}")
+        return self._arrays(rank)[name]
 
     def part(self, name: str, place: Place, prefix: str = "") -> np.ndarray:
         """What lies at a place, whoever wrote it; zeros beyond the array, as padding is.
@@ -91,8 +96,16 @@ class Parts:
             yield seen_from(both, wanted), array[seen_from(both, own[name])]
 
     def whole(self, prefix: str = "") -> dict[str, tensors.LazyArray]:
-        """All weights, or all moments of a kind, put together when they are read."""
-        return {prefix + name: self._lazy(name, prefix) for name in self.shapes}
+        """All weights, or the moments of a kind, put together when they are read.
+
+        Weights that are not trained have no moments.
+        """
+        names = (name for name in self.shapes if not prefix or self._written(prefix, name))
+        return {prefix + name: self._lazy(name, prefix) for name in names}
+
+    def _written(self, prefix: str, name: str) -> bool:
+        holders = (rank for rank, own in enumerate(self.places) if name in own)
+        return any(prefix + name in self._arrays(rank) for rank in holders)
 
     def _lazy(self, name: str, prefix: str) -> tensors.LazyArray:
         shape = self.shapes[name]

@@ -91,6 +91,10 @@ class ShardPlan:
     """(model config, parallel) -> letter -> what its cuts must divide."""
     block_costs: Callable[[Any], Sequence[int]]
     """model config -> cost of each block; one more entry for what follows the last block."""
+    staged: bool = True
+    """Whether its training cell can be cut into pipeline stages."""
+    optional: frozenset[str] = frozenset()
+    """Patterns of weights, and paths of parts, that not every model of the family has."""
     homes: Mapping[str, str] = field(default_factory=dict)
     """Name of a weight outside the blocks -> pipeline stages that use it: all, ends (the first and
     the last), last; last for those that are not named."""
@@ -327,6 +331,11 @@ def _check_vocabulary(parallel: ParallelConfig, vocab_size: int) -> None:
 
 def _check_stages(plan: ShardPlan, config: RunConfig) -> None:
     stages, micro = config.parallel.pipeline, config.accumulation
+    if stages > 1 and not plan.staged:
+        raise ConfigError(
+            f"parallel.pipeline={stages}: {config.family} is not cut into stages, only cpm_bee is; "
+            "accepted: 1"
+        )
     num_blocks = len(plan.block_costs(config.model)) - 1
     if stages > num_blocks:
         raise ConfigError(
@@ -352,5 +361,6 @@ def _check_weights(
         )
         for size, cut in zip(shape, plan.strategy(axes, parallel)):
             require(size % cut == 0, f"{name} of shape {shape} is not cut into {cut} even parts")
-    unused = [p for p in plan.weights if not any(matches(p, name) for name in shapes)]
+    wanted = [pattern for pattern in plan.weights if pattern not in plan.optional]
+    unused = [p for p in wanted if not any(matches(p, name) for name in shapes)]
     require(not unused, f"shard plan: no weight has the name {', '.join(unused)}")

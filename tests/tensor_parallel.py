@@ -4,7 +4,7 @@ MindSpore cuts networks itself on Ascend only. Here the same plan is read by a f
 sums over the processes where the plan's letters say they belong, from the one collective operation
 that the CPU has. So the plan's arithmetic is proven, not the compiler's.
 
-    msrun ... tensor_parallel.py FOLDER DATA MODEL       writes FOLDER/rank_<n>.npz
+    msrun ... tensor_parallel.py FOLDER FAMILY DATA MODEL       writes FOLDER/rank_<n>.npz
 """
 
 from __future__ import annotations
@@ -18,26 +18,33 @@ from mindspore import Tensor, nn, ops
 
 from mindplm.config import RuntimeConfig
 from mindplm.families import config_from_dict, family
-from mindplm.models.cpm_bee.plan import PLAN
-from mindplm.models.cpm_bee.sharded import ShardedCpmBeeLoss
+from mindplm.models.plans import AXES
 from mindplm.nn.init import initialise
 from mindplm.nn.layers import Linear
 from mindplm.shards import Part, vocab_rows
 from mindplm.slices import Cutter, cut
+from mindplm.strict import to_plain
 from mindplm.train.sharding import find_parts
+
+sys.path.insert(0, str(Path(__file__).parent / "contract"))
+from tiny_families import MAKERS  # noqa: E402
 
 SEQ, TARGETS, REL, EXT, ROWS = 12, 5, 9, 4, 4
 FACTOR = 0.125
 
 
-def settings(data: int, model: int):
+BEE = {
+    **{"vocab_size": 50, "hidden_size": 32, "num_heads": 4, "head_dim": 8, "ffn_size": 48},
+    **{"num_layers": 3, "num_segment_buckets": 64, "max_distance": 128},
+    **{"no_attention": [1], "no_ffn": [2]},
+}
+
+
+def settings(name: str, data: int, model: int):
+    """A run of a family; those but CPM-Bee have the tiny models of the contract."""
     tree = {
-        "family": "cpm_bee",
-        "model": {
-            **{"vocab_size": 50, "hidden_size": 32, "num_heads": 4, "head_dim": 8, "ffn_size": 48},
-            **{"num_layers": 3, "num_segment_buckets": 64, "max_distance": 128},
-            **{"no_attention": [1], "no_ffn": [2]},
-        },
+        "family": name,
+        "model": BEE if name == "cpm_bee" else to_plain(MAKERS[name]().config),
         "train": {"steps": 1, "output": "unused", "batch_size": ROWS},
         "data": {"train": [{"path": "unused"}], "folder": "unused", "seq_len": SEQ},
         "parallel": {"data": data, "model": model},
@@ -46,7 +53,16 @@ def settings(data: int, model: int):
     return config_from_dict(tree)
 
 
-def columns() -> list[np.ndarray]:
+def columns(name: str) -> dict[str, np.ndarray]:
+    """The first four rows of a batch."""
+    if name != "cpm_bee":
+        made = MAKERS[name]()
+        return made.first_rows(made.columns(), ROWS)
+    names = family(name).part("rows").columns
+    return dict(zip(names, bee_columns()))
+
+
+def bee_columns() -> list[np.ndarray]:
     """Four rows; the extension table is shared by all."""
     random = np.random.default_rng(0)
     targets = random.integers(0, 52, (ROWS, TARGETS))
@@ -155,18 +171,24 @@ def over_model(axes) -> bool:
 
 def letters(operands) -> set[str]:
     text = "".join("".join(axes) for axes in operands)
-    return {letter for letter in text if PLAN.axes.get(letter) == "model"}
+    return {letter for letter in text if AXES.get(letter) == "model"}
 
 
-def cut_network(config, rank: int, groups: tuple[str, str]) -> ShardedCpmBeeLoss:
-    """The training cell with this process's part of every weight, and sums between processes."""
-    model = rank % config.parallel.model
-    rows = vocab_rows(config.model.vocab_size, config.parallel)
-    net = ShardedCpmBeeLoss(config.model, ms.float32, rows, (0,) * config.model.num_layers)
+def whole_cell(config):
+    """The training cell of the plan with its first values."""
+    rows, layers = vocab_rows(config.model.vocab_size, config.parallel), config.model.num_layers
+    net = family(config.family).part("sharded")(config.model, ms.float32, rows, (0,) * layers)
     initialise(net.model, 1)
-    cutter = Cutter(PLAN, config, family("cpm_bee").part("shapes"))
-    places = cutter.places(rank)
-    for weight in net.trainable_params():
+    return net
+
+
+def cut_network(config, rank: int, groups: tuple[str, str]):
+    """The training cell with this process's part of every weight, and sums between processes."""
+    parts, model = family(config.family), rank % config.parallel.model
+    plan, net = parts.part("plan"), whole_cell(config)
+    rows = vocab_rows(config.model.vocab_size, config.parallel)
+    places = Cutter(plan, config, parts.part("shapes")).places(rank)
+    for weight in net.get_parameters():
         part = cut(weight.asnumpy(), places[weight.name])
         weight.set_data(Tensor(part), slice_shape=True)
     for _, cell in net.cells_and_names():
@@ -174,7 +196,7 @@ def cut_network(config, rank: int, groups: tuple[str, str]) -> ShardedCpmBeeLoss
             cell.num_out, cell.num_in = cell.weight.shape
     each = rows // config.parallel.model
     net.nll.real_v = Tensor(net.nll.real_v.asnumpy()[model * each : (model + 1) * each])
-    for part, owner, attribute in list(find_parts(net, PLAN)):
+    for part, owner, attribute in list(find_parts(net, plan)):
         found = getattr(owner, attribute)
         if not letters((*part.inputs, *part.outputs)) or config.parallel.model == 1:
             continue
@@ -194,14 +216,16 @@ def run(folder: Path, config, rank: int, groups: tuple[str, str]) -> None:
     net = cut_network(config, rank, groups)
     ways, index = config.parallel.data, rank // config.parallel.model
     each = ROWS // ways
-    batch = columns()
-    own = [Tensor(c[index * each : (index + 1) * each]) for c in batch[:12]]
-    shared = [Tensor(c) for c in batch[12:]]
+    shared = family(config.family).part("shared_columns")
+    batch = [
+        Tensor(c if name in shared else c[index * each : (index + 1) * each])
+        for name, c in columns(config.family).items()
+    ]
     weights = ms.ParameterTuple(net.trainable_params())
     gradient = ops.value_and_grad(net, None, weights)
     factor = Tensor([FACTOR], ms.float32)
     add = (lambda x: x) if ways == 1 else Leave(groups[0])
-    loss, grads = gradient(factor, *own, *shared)
+    loss, grads = gradient(factor, *batch)
     found = {w.name: add(grad).asnumpy() for w, grad in zip(weights, grads)}
     found["loss"] = add(loss.reshape((1,))).asnumpy()
     np.savez(folder / f"rank_{rank}.npz", **found)
@@ -212,12 +236,12 @@ def main() -> None:
 
     from mindplm import runtime
 
-    folder, data, model = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    folder, name, data, model = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
     found = runtime.setup(RuntimeConfig(device="cpu", threads=1))
     data_index, model_index = divmod(found.rank, model)
     create_group("model", [data_index * model + m for m in range(model)])
     create_group("data", [d * model + model_index for d in range(data)])
-    run(folder, settings(data, model), found.rank, ("data", "model"))
+    run(folder, settings(name, data, model), found.rank, ("data", "model"))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from mindspore import nn, ops
 
 from mindplm.nn.dropout import Dropout
-from mindplm.nn.kernels import Softmax
+from mindplm.nn.kernels import Softmax, spread, swapped
 from mindplm.nn.layers import Linear
 
 
@@ -24,7 +24,8 @@ class Attend(nn.Cell):
         self.drop = Dropout()
 
     def construct(self, q_bhtk, k_bhsk, v_bhsk, bias_bhts):
-        logits_bhts = self.scores(q_bhtk, k_bhsk) + bias_bhts
+        logits_bhts = self.scores(q_bhtk, k_bhsk)
+        logits_bhts = logits_bhts + spread(bias_bhts, logits_bhts.shape)
         return self.mix(self.drop(self.softmax(logits_bhts).astype(v_bhsk.dtype)), v_bhsk)
 
 
@@ -81,22 +82,24 @@ class Heads(nn.Cell):
         self.head_dim, self.out_scale = head_dim, out_scale
         self.query_scale = head_dim**-0.5 if query_scale is None else query_scale
 
-    def split(self, x_bti, batch: int, num: int):
-        """[B, T, H * K] or [B * T, H * K] to [B, H, T, K]."""
-        return x_bti.reshape((batch, num, -1, self.head_dim)).transpose((0, 2, 1, 3))
+    def split(self, x_bti, num: int):
+        """[B, T, H * K] or [B * T, H * K] to [B, H, T, K]; num is T."""
+        size = (-1, num, x_bti.shape[-1] // self.head_dim, self.head_dim)
+        return swapped(x_bti.reshape(size))
 
     def join(self, x_bhtk, row_bt1):
         """[B, H, T, K] to [B, T, H * K], scaled; zero where row_bt1 is."""
         batch, _, num, _ = x_bhtk.shape
-        x_bti = x_bhtk.transpose((0, 2, 1, 3)).reshape((batch, num, -1))
-        return x_bti * (row_bt1 * self.out_scale)
+        x_bti = swapped(x_bhtk).reshape((batch, num, -1))
+        return x_bti * spread(row_bt1 * self.out_scale, x_bti.shape)
 
-    def construct(self, q_bti, k_bti, v_bti, bias_bhts, row_bt1):
-        """Joined heads, of the shape of q_bti; rows of one axis take theirs from row_bt1."""
-        size = q_bti.shape if q_bti.ndim == 3 else row_bt1.shape
-        q_bhtk = self.split(q_bti * self.query_scale, size[0], size[1])
-        k_bhsk = self.split(k_bti, size[0], size[1])
-        v_bhsk = self.split(v_bti, size[0], size[1])
+    def construct(self, q_bti, k_bsi, v_bsi, bias_bhts, row_bt1):
+        """Joined heads, of the shape of q_bti; flat rows have the positions of bias_bhts."""
+        apart = q_bti.ndim == 3
+        num = q_bti.shape[1] if apart else bias_bhts.shape[2]
+        keys = k_bsi.shape[1] if apart else bias_bhts.shape[3]
+        q_bhtk = self.split(q_bti * self.query_scale, num)
+        k_bhsk, v_bhsk = self.split(k_bsi, keys), self.split(v_bsi, keys)
         out_bhtk = self.attend(q_bhtk, k_bhsk, v_bhsk, bias_bhts)
         return self.join(out_bhtk, row_bt1).reshape(q_bti.shape)
 
@@ -155,15 +158,17 @@ class Attention(nn.Cell):
 
     def split(self, x_btd):
         """[B, T, H * K] to [B, H, T, K]."""
-        return self.heads.split(x_btd, x_btd.shape[0], x_btd.shape[1])
+        return self.heads.split(x_btd, x_btd.shape[1])
 
-    def construct(self, x_btd, bias_bhts, row_bt1):
-        """Self-attention over one whole row set.
+    def construct(self, x_btd, bias_bhts, row_bt1, memory_bsd=None):
+        """Attention of whole rows to themselves or to others.
 
         Args:
             x_btd: Normed input, [B, T, D] or [B * T, D].
-            bias_bhts: fp32 additive bias with the mask in it.
+            bias_bhts: fp32 additive bias with the mask in it; flat rows take T and S from it.
             row_bt1: 1 for rows that see anything, 0 for rows whose output must be zero.
+            memory_bsd: What is looked at, flat if x is; None: x itself.
         """
-        q_bti, k_bti, v_bti = self.q(x_btd), self.k(x_btd), self.v(x_btd)
-        return self.o(self.heads(q_bti, k_bti, v_bti, bias_bhts, row_bt1))
+        source_bsd = x_btd if memory_bsd is None else memory_bsd
+        q_bti, k_bsi, v_bsi = self.q(x_btd), self.k(source_bsd), self.v(source_bsd)
+        return self.o(self.heads(q_bti, k_bsi, v_bsi, bias_bhts, row_bt1))

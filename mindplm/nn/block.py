@@ -15,12 +15,12 @@ from mindplm.nn.layers import LayerNorm
 class Merge(nn.Cell):
     """(x + y) * keep."""
 
-    def __init__(self, keep: float):
+    def __init__(self, keep: float = 1.0):
         super().__init__()
         self.keep = keep
 
     def construct(self, x, y):
-        return (x + y) * self.keep
+        return x + y if self.keep == 1.0 else (x + y) * self.keep
 
 
 class Block(nn.Cell):
@@ -87,6 +87,7 @@ class PostNormBlock(nn.Cell):
         self.attn, self.attn_norm = attn, attn_norm
         self.ffn, self.ffn_norm = ffn, ffn_norm
         self.has_attn = True
+        self.merge_attn, self.merge_ffn = Merge(), Merge()
         self.drop_attn, self.drop_ffn = Dropout(), Dropout()
 
     def seen(self, x_btd):
@@ -95,11 +96,11 @@ class PostNormBlock(nn.Cell):
 
     def joined(self, x_btd, out_btd):
         """The stream after the attention has given its output."""
-        return self.attn_norm(x_btd + self.drop_attn(out_btd))
+        return self.attn_norm(self.merge_attn(x_btd, self.drop_attn(out_btd)))
 
     def feed(self, x_btd):
         """The feed-forward half."""
-        return self.ffn_norm(x_btd + self.drop_ffn(self.ffn(x_btd)))
+        return self.ffn_norm(self.merge_ffn(x_btd, self.drop_ffn(self.ffn(x_btd))))
 
     def construct(self, x_btd, bias_bhts, row_bt1):
         return self.feed(self.joined(x_btd, self.attn(x_btd, bias_bhts, row_bt1)))

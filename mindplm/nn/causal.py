@@ -11,12 +11,13 @@ from typing import Any
 import mindspore as ms
 from mindspore import Tensor, nn, ops
 
+from mindplm.nn.block import Merge
 from mindplm.nn.cache import read_rows, read_token
 from mindplm.nn.dropout import Dropout
 from mindplm.nn.kernels import mask_bias
-from mindplm.nn.layers import Embedding
-from mindplm.nn.loss import IGNORE, ProjectedNll, TokenNll, masked_sums, take_positions
-from mindplm.nn.mask import causal_mask
+from mindplm.nn.layers import Embedding, Flatten
+from mindplm.nn.loss import IGNORE, Pick, ProjectedNll, TokenNll, masked_sums
+from mindplm.nn.mask import SpanFrame
 
 
 class CausalModel(nn.Cell):
@@ -51,11 +52,14 @@ class CausalModel(nn.Cell):
         self.final_norm: Any = final_norm
         self.has_norm, self.position_classes = final_norm is not None, position_classes
         self.dtype, self.drop = dtype, Dropout()
+        self.add_positions, self.flatten, self.pick = Merge(), Flatten(), Pick()
+        self.frame = SpanFrame(causal=True, dtype=dtype)
+        self.num_more = Tensor([positions], ms.int32)
         self.matmul = ops.MatMul(transpose_b=True)
 
     def start(self, ids, positions):
         """The sum of both embeddings; indices of any shape."""
-        return self.drop(self.embed(ids) + self.positions(positions))
+        return self.drop(self.add_positions(self.embed(ids), self.positions(positions)))
 
     def end(self, x):
         """The hidden states that the output is made of."""
@@ -63,9 +67,8 @@ class CausalModel(nn.Cell):
 
     def states(self, ids_bt, positions_bt, spans_bt):
         """The embedding's output and that of each block, num_layers + 1 tensors [B, T, D]."""
-        bias_b1ts = mask_bias(causal_mask(spans_bt))
-        row = ops.ones((1, 1, 1), self.dtype)
-        x_btd = self.start(ids_bt, positions_bt)
+        bias_b1ts, row = self.frame(spans_bt)
+        x_btd = self.flatten(self.start(ids_bt, positions_bt))
         states: tuple[Tensor, ...] = (x_btd,)
         for block in self.blocks:
             x_btd = block(x_btd, bias_b1ts, row)
@@ -81,6 +84,16 @@ class CausalModel(nn.Cell):
                 each other.
         """
         return self.end(self.states(ids_bt, positions_bt, spans_bt)[-1])
+
+    def wanted(self, ids_bt, positions_bt, spans_bt, target_pos_bp, targets_bp):
+        """The states that have a target, [B * P, D], and the labels, [B * P]."""
+        return self.pick(self.construct(ids_bt, positions_bt, spans_bt), target_pos_bp, targets_bp)
+
+    def classes(self):
+        """What `mindplm.nn.table_loss` takes of the classes."""
+        if self.position_classes:
+            return self.embed.weight, self.positions.weight, self.num_more
+        return (self.embed.weight,)
 
     def project(self, hidden_nd):
         """Scores of all classes, fp32 [N, V]."""
@@ -114,9 +127,7 @@ class CausalLoss(nn.Cell):
 
     def token_losses(self, *columns):
         """Losses [B * P] in nats; those of unlabelled places mean nothing."""
-        target_pos, targets = columns[3:]
-        hidden = self.model(*columns[:3])
-        return self.losses(take_positions(hidden, target_pos), targets.reshape((-1,)))
+        return self.losses(*self.model.wanted(*columns))
 
     def tokens(self, *columns):
         """Losses [B * P] in nats, and 1 or 0 for places with and without a target, both fp32."""
@@ -141,8 +152,7 @@ class CausalPrefill(nn.Cell):
 
     def construct(self, ids_bt, positions_bt, spans_bt):
         model = self.model
-        bias = mask_bias(causal_mask(spans_bt))
-        row = ops.ones((1, 1, 1), model.dtype)
+        bias, row = model.frame(spans_bt)
         x_btd, caches = read_rows(model.blocks, model.start(ids_bt, positions_bt), bias, row)
         return (model.project(model.end(x_btd[:, -1])), *caches)
 

@@ -10,7 +10,7 @@ from typing import Any
 from mindspore import Tensor, nn, ops
 
 from mindplm.nn.attention import Attention
-from mindplm.nn.block import PostNormBlock
+from mindplm.nn.block import Merge, PostNormBlock
 from mindplm.nn.cache import place_token, take_rows
 from mindplm.nn.dropout import Dropout
 from mindplm.nn.feed_forward import FeedForward
@@ -46,6 +46,7 @@ class CrossBlock(nn.Cell):
         self.cross_norm = LayerNorm(hidden_size, eps, dtype=dtype)
         self.ffn = FeedForward(hidden_size, ffn_size, activation=gelu, **sizes)
         self.ffn_norm = LayerNorm(hidden_size, eps, dtype=dtype)
+        self.merge_attn, self.merge_cross, self.merge_ffn = Merge(), Merge(), Merge()
         self.drop_attn, self.drop_cross, self.drop_ffn = Dropout(), Dropout(), Dropout()
         self.dtype = dtype
 
@@ -58,13 +59,17 @@ class CrossBlock(nn.Cell):
         """The half that looks at the encoder's output."""
         out = self.cross.attend(self.cross.query(x_btd), k_bhsk, v_bhsk, bias_b1ts)
         row = ops.ones((1, 1, 1), self.dtype)
-        return self.cross_norm(x_btd + self.drop_cross(self.cross.output(out, row)))
+        return self.crossed(x_btd, self.cross.output(out, row))
 
-    def construct(self, x_btd, bias_b1tt, memory_bsd, memory_bias_b1ts):
-        row = ops.ones((1, 1, 1), self.dtype)
+    def crossed(self, x_btd, out_btd):
+        """The stream after the attention to the encoder's output has given its own."""
+        return self.cross_norm(self.merge_cross(x_btd, self.drop_cross(out_btd)))
+
+    def construct(self, x_btd, bias_b1tt, row, memory_bsd, memory_bias_b1ts):
+        """Whole rows that look at whole rows; see `Attention`."""
         x_btd = self.joined(x_btd, self.attn(x_btd, bias_b1tt, row))
-        k_bhsk, v_bhsk = self.memory(memory_bsd)
-        return self.feed(self.across(x_btd, k_bhsk, v_bhsk, memory_bias_b1ts))
+        out_btd = self.cross(x_btd, memory_bias_b1ts, row, memory_bsd)
+        return self.feed(self.crossed(x_btd, out_btd))
 
 
 def first_token(blocks, x_b1d, bias_b1tt, memory_bsd, memory_bias_b1ts):

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import mindspore as ms
-from mindspore import nn, ops
+from mindspore import nn
 
-from mindplm.nn.block import PostNormBlock
+from mindplm.nn.block import Merge, PostNormBlock
 from mindplm.nn.dropout import Dropout
-from mindplm.nn.kernels import mask_bias
-from mindplm.nn.layers import Embedding, LayerNorm
-from mindplm.nn.mask import span_mask
+from mindplm.nn.layers import Embedding, Flatten, LayerNorm
+from mindplm.nn.mask import SpanFrame
 
 
 class Encoder(nn.Cell):
@@ -41,13 +40,16 @@ class Encoder(nn.Cell):
         self.embed = Embedding(words, hidden_size, std=std, dtype=dtype)
         self.positions = Embedding(positions, hidden_size, std=std, dtype=dtype)
         self.types = Embedding(types, hidden_size, std=std, dtype=dtype)
+        self.add_positions, self.add_types = Merge(), Merge()
         self.embed_norm = LayerNorm(hidden_size, eps, dtype=dtype)
+        self.frame = SpanFrame(causal=False, dtype=dtype)
         self.blocks = nn.CellList(blocks)
-        self.dtype, self.drop = dtype, Dropout()
+        self.flatten, self.drop = Flatten(), Dropout()
 
     def start(self, ids_bt, types_bt, positions_bt):
         """The normed sum of the three embeddings, [B, T, D]."""
-        x_btd = self.embed(ids_bt) + self.positions(positions_bt) + self.types(types_bt)
+        x_btd = self.add_positions(self.embed(ids_bt), self.positions(positions_bt))
+        x_btd = self.flatten(self.add_types(x_btd, self.types(types_bt)))
         return self.drop(self.embed_norm(x_btd))
 
     def construct(self, ids_bt, types_bt, positions_bt, spans_bt):
@@ -60,8 +62,7 @@ class Encoder(nn.Cell):
         Returns:
             num_layers + 1 tensors [B, T, D].
         """
-        bias_b1ts = mask_bias(span_mask(spans_bt))
-        row = ops.ones((1, 1, 1), self.dtype)
+        bias_b1ts, row = self.frame(spans_bt)
         x_btd = self.start(ids_bt, types_bt, positions_bt)
         states: tuple[ms.Tensor, ...] = (x_btd,)
         for block in self.blocks:

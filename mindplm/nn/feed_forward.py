@@ -39,6 +39,17 @@ class GatedFeedForward(nn.Cell):
         return self.down(self.inside(self.act(self.gate(x_btd), self.up(x_btd))))
 
 
+class Activate(nn.Cell):
+    """A function of `mindplm.nn.kernels` as a cell."""
+
+    def __init__(self, activation):
+        super().__init__()
+        self.activation = activation
+
+    def construct(self, x):
+        return self.activation(x)
+
+
 class FeedForward(nn.Cell):
     """down(activation(up(x))).
 
@@ -56,7 +67,7 @@ class FeedForward(nn.Cell):
         super().__init__()
         self.up = Linear(hidden_size, ffn_size, bias=bias, std=std, dtype=dtype)
         self.down = Linear(ffn_size, hidden_size, bias=bias, std=out_std, dtype=dtype)
-        self.activation, self.inside = activation, Dropout()
+        self.activate, self.inside = Activate(activation), Dropout()
 
     def construct(self, x_btd):
-        return self.down(self.inside(self.activation(self.up(x_btd))))
+        return self.down(self.inside(self.activate(self.up(x_btd))))

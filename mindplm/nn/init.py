@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from mindspore import Parameter, Tensor, nn
+
+_THREADS, _AHEAD = 2, 16
+"""Threads that draw weights, and how many weights may be drawn before they are needed."""
 
 
 def stream(seed: int, name: str) -> np.random.Generator:
@@ -33,6 +38,17 @@ def values(weight: Parameter, seed: int, shape: tuple[int, ...]) -> np.ndarray:
 
 def initialise(cell: nn.Cell, seed: int) -> None:
     """Fills all parameters made by `layers.parameter`: normal with their deviation, or ones."""
-    for weight in cell.get_parameters():
-        whole = Tensor(values(weight, seed, weight.shape))
-        weight.set_data(whole.astype(weight.dtype))
+    todo: deque = deque()
+
+    def set_first() -> None:
+        weight, made = todo.popleft()
+        weight.set_data(Tensor(made.result()).astype(weight.dtype))
+
+    # Drawing takes seconds, is done outside Python's lock, and each weight has a stream of its own.
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for weight in cell.get_parameters():
+            todo.append((weight, pool.submit(values, weight, seed, weight.shape)))
+            if len(todo) > _AHEAD:
+                set_first()
+        while todo:
+            set_first()

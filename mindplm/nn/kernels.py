@@ -7,7 +7,10 @@ test checks that all formulations agree.
 
 from __future__ import annotations
 
+import math
+
 import mindspore as ms
+import numpy as np
 from mindspore import Tensor, nn, ops
 
 
@@ -23,10 +26,61 @@ def on_ascend() -> bool:
     return ms.get_context("device_target") == "Ascend"
 
 
+_LARGE = 1 << 16
+
+
+@ms.constexpr
+def _repeats(own: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
+    """How often each axis is repeated where that is better than to broadcast; () elsewhere."""
+    if tuple(own) == tuple(shape) or math.prod(own) == 1:
+        return ()  # a single value needs no table
+    if min(shape) < 1 or math.prod(shape) < _LARGE:
+        return ()
+    if ms.get_context("device_target") != "CPU":
+        return ()
+    whole = (1,) * (len(shape) - len(own)) + tuple(own)
+    if len(whole) > len(shape) or any(size not in (1, n) for size, n in zip(whole, shape)):
+        return ()  # the other operand is broadcast too
+    return tuple(wanted // size for wanted, size in zip(shape, whole))
+
+
+def spread(x, shape):
+    """x repeated to the shape of what it will be combined with, where that pays: on CPU.
+
+    A kernel there that broadcasts makes two tables of 8 bytes for each element of its output when
+    it is built, keeps them as long as the program runs, and takes three times as long as one
+    for operands of equal shape. For small ones the one kernel more would cost more. The values are
+    the same.
+
+    Args:
+        x: Of a shape that can be broadcast to the other.
+        shape: Of the other operand, static.
+    """
+    times = _repeats(x.shape, shape)
+    return ops.tile(x, times) if times else x
+
+
 SQRT_HALF = 0.7071067811865476
+TWO_OVER_ROOT_PI = 1.1283791670955126
 ROOT_TWO_OVER_PI = 0.7978845608028654
 # Added to the logits of masked positions; finite, so that a row of masks is no NaN anywhere.
 MASKED = -1e30
+
+
+class _Erf(nn.Cell):
+    """Error function for CPU, whose gradient squares by a product.
+
+    The framework's takes a power there, a kernel that broadcasts, see `spread`.
+    """
+
+    def construct(self, x):
+        return ops.erf(x)
+
+    def bprop(self, x, out, grad):
+        return (grad * (ops.exp(-(x * x)) * TWO_OVER_ROOT_PI),)
+
+
+_erf = _Erf()
 
 
 def gelu(x, scale: float = 1.0):
@@ -34,7 +88,9 @@ def gelu(x, scale: float = 1.0):
 
     Source: Hendrycks and Gimpel, "Gaussian Error Linear Units", equation in section 2.
     """
-    return x * ((ops.erf(x * SQRT_HALF) + 1.0) * (0.5 * scale))
+    inner = x * SQRT_HALF
+    erf = _erf(inner) if on_cpu() else ops.erf(inner)
+    return x * ((erf + 1.0) * (0.5 * scale))
 
 
 def gelu_tanh(x, scale: float = 1.0):
@@ -59,7 +115,44 @@ class Softmax(nn.Cell):
     def bprop(self, logits_bhts, out, grad):
         product = grad * out
         inner = row_sum(product.reshape((-1, product.shape[-1]))).reshape(out.shape[:-1] + (1,))
-        return ((product - out * inner).astype(logits_bhts.dtype),)
+        return ((product - out * spread(inner, out.shape)).astype(logits_bhts.dtype),)
+
+
+@ms.constexpr
+def _swapped_rows(num: int, first: int, second: int) -> Tensor:
+    """Where each row of the swapped array comes from, int32."""
+    rows = np.arange(num * first * second, dtype=np.int32).reshape(num, first, second)
+    return Tensor(np.ascontiguousarray(rows.transpose(0, 2, 1)).reshape(-1))
+
+
+def _gathered(x):
+    num, first, second, width = x.shape
+    rows = ops.gather(x.reshape((-1, width)), _swapped_rows(num, first, second), 0)
+    return rows.reshape((num, second, first, width))
+
+
+class _Swap(nn.Cell):
+    """Swaps the two middle axes of four by gathering rows, forward and backward."""
+
+    def construct(self, x):
+        return _gathered(x)
+
+    def bprop(self, x, out, grad):
+        return (_gathered(grad),)
+
+
+_swap = _Swap()
+
+
+def swapped(x):
+    """x with the two middle of its four axes swapped.
+
+    On CPU rows are gathered if there are many: the kernel that transposes makes a table of 8 bytes
+    for each element when it is built, and keeps it as long as the program runs.
+    """
+    if on_cpu() and x.size >= _LARGE:
+        return _swap(x)
+    return x.transpose((0, 2, 1, 3))
 
 
 def one_below(count: int, limit):

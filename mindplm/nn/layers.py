@@ -10,7 +10,7 @@ import mindspore as ms
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Zero
 
-from mindplm.nn.kernels import column_sum, row_sum
+from mindplm.nn.kernels import column_sum, row_sum, spread
 
 
 def parameter(shape: tuple[int, ...], dtype, std: float | None) -> Parameter:
@@ -52,7 +52,7 @@ class AddBias(nn.Cell):
     """x [N, D] + b [D]; the gradient of b is a sum over rows, which on CPU is a product."""
 
     def construct(self, x_nd, bias_d):
-        return x_nd + bias_d
+        return x_nd + spread(bias_d, x_nd.shape)
 
     def bprop(self, x_nd, bias_d, out, grad):
         return grad, column_sum(grad).astype(bias_d.dtype)
@@ -64,9 +64,25 @@ class Embedding(nn.Cell):
     def __init__(self, count: int, width: int, *, std: float, dtype):
         super().__init__()
         self.weight = parameter((count, width), dtype, std)
+        self.gather = ops.Gather()
 
     def construct(self, ids):
-        return ops.gather(self.weight, ids, 0)
+        return self.gather(self.weight, ids, 0)
+
+
+class Flatten(nn.Cell):
+    """Puts rows and positions of [B, T, D] into one axis; does nothing until it is on.
+
+    Networks that are cut over devices have flat rows, so that no reshape crosses an axis that is
+    cut.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.on = False
+
+    def construct(self, x_btd):
+        return x_btd.reshape((-1, x_btd.shape[-1])) if self.on else x_btd
 
 
 class RMSNorm(nn.Cell):
@@ -105,20 +121,21 @@ class _Normalise(nn.Cell):
 
     def construct(self, x, weight_d):
         x_nd = x.reshape((-1, self.width)).astype(ms.float32)
-        y_nd = (x_nd * self.inverse(x_nd)).astype(x.dtype) * weight_d
-        return y_nd.reshape(x.shape)
+        y_nd = (x_nd * spread(self.inverse(x_nd), x_nd.shape)).astype(x.dtype)
+        return (y_nd * spread(weight_d, x_nd.shape)).reshape(x.shape)
 
     def bprop(self, x, weight_d, out, grad):
         x_nd = x.reshape((-1, self.width)).astype(ms.float32)
         grad_nd = grad.reshape((-1, self.width)).astype(ms.float32)
-        inverse_n1 = self.inverse(x_nd)
-        normed_nd = x_nd * inverse_n1
+        inverse_nd = spread(self.inverse(x_nd), x_nd.shape)
+        normed_nd = x_nd * inverse_nd
         product_nd = grad_nd * normed_nd
         d_weight = column_sum(product_nd)
         weight_d32 = weight_d.astype(ms.float32)
         mean_n1 = ops.MatMul()(product_nd, weight_d32.reshape((self.width, 1)))
-        inner = grad_nd * weight_d32 - normed_nd * (mean_n1 * self.part)
-        d_x = (inner * inverse_n1).astype(x.dtype).reshape(x.shape)
+        inner = grad_nd * spread(weight_d32, x_nd.shape)
+        inner = inner - normed_nd * spread(mean_n1 * self.part, x_nd.shape)
+        d_x = (inner * inverse_nd).astype(x.dtype).reshape(x.shape)
         return d_x, d_weight.astype(weight_d.dtype)
 
 
@@ -151,23 +168,26 @@ class _Standardise(nn.Cell):
         self.width, self.part, self.eps = width, 1.0 / width, eps
 
     def standard(self, x):
-        """Rows with mean 0 and deviation 1, and 1 / deviation, fp32 [N, D] and [N, 1]."""
+        """Rows with mean 0 and deviation 1, and 1 / deviation to multiply rows with, fp32."""
         x_nd = x.reshape((-1, self.width)).astype(ms.float32)
-        x_nd = x_nd - row_sum(x_nd, self.part)
+        x_nd = x_nd - spread(row_sum(x_nd, self.part), x_nd.shape)
         inverse_n1 = ops.rsqrt(row_sum(x_nd * x_nd, self.part) + self.eps)
-        return x_nd * inverse_n1, inverse_n1
+        inverse_nd = spread(inverse_n1, x_nd.shape)
+        return x_nd * inverse_nd, inverse_nd
 
     def construct(self, x, weight_d, bias_d):
         y_nd, _ = self.standard(x)
-        return (y_nd.astype(x.dtype) * weight_d + bias_d).reshape(x.shape)
+        y_nd = y_nd.astype(x.dtype) * spread(weight_d, y_nd.shape)
+        return (y_nd + spread(bias_d, y_nd.shape)).reshape(x.shape)
 
     def bprop(self, x, weight_d, bias_d, out, grad):
-        y_nd, inverse_n1 = self.standard(x)
+        y_nd, inverse_nd = self.standard(x)
         grad_nd = grad.reshape((-1, self.width)).astype(ms.float32)
         d_weight, d_bias = column_sum(grad_nd * y_nd), column_sum(grad_nd)
-        inner_nd = grad_nd * weight_d.astype(ms.float32)
+        inner_nd = grad_nd * spread(weight_d.astype(ms.float32), y_nd.shape)
         mean_n1 = row_sum(inner_nd, self.part)
         along_n1 = row_sum(inner_nd * y_nd, self.part)
-        d_x = (inner_nd - mean_n1 - y_nd * along_n1) * inverse_n1
+        inner_nd = inner_nd - spread(mean_n1, y_nd.shape)
+        d_x = (inner_nd - y_nd * spread(along_n1, y_nd.shape)) * inverse_nd
         d_x = d_x.astype(x.dtype).reshape(x.shape)
         return d_x, d_weight.astype(weight_d.dtype), d_bias.astype(bias_d.dtype)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import mindspore as ms
 from mindspore import Tensor, nn, ops
 
-from mindplm.nn.kernels import column_sum, row_sum
+from mindplm.nn.kernels import column_sum, row_sum, spread
 
 IGNORE = -100
 
@@ -50,12 +50,13 @@ class ProjectedNll(nn.Cell):
         num = table_vd.shape[0]
         base = self.product(hidden_nd * self.scale, table_vd)
         if self.biased:
-            base = base + bias_v
+            base = base + spread(bias_v, base.shape)
         extra = self.product(hidden_nd, extra_ed).astype(ms.float32)
         extra = ops.where(extra_mask_e.expand_dims(0), extra, Tensor(-1e30, ms.float32))
         base32 = base.astype(ms.float32)
         top = ops.maximum(ops.amax(base32, -1, True), ops.amax(extra, -1, True))
-        total = row_sum(ops.exp(base32 - top)) + row_sum(ops.exp(extra - top))
+        total = row_sum(ops.exp(base32 - spread(top, base32.shape)))
+        total = total + row_sum(ops.exp(extra - top))
         lse = top + ops.log(total)
         in_base = labels_n < num
         own_base = ops.gather_d(base, 1, ops.where(in_base, labels_n, 0).expand_dims(1))
@@ -70,7 +71,7 @@ class ProjectedNll(nn.Cell):
         # exp(logit - shift) is the probability times the incoming gradient
         log_grad = ops.log(ops.maximum(grad_n1, Tensor(1e-37, ms.float32)))
         shift = ops.where(grad_n1 > 0, lse - log_grad, Tensor(1e30, ms.float32))
-        p_base = ops.exp(base.astype(ms.float32) - shift).astype(base.dtype)
+        p_base = ops.exp(base.astype(ms.float32) - spread(shift, base.shape)).astype(base.dtype)
         p_extra = ops.exp(extra - shift).astype(hidden_nd.dtype)
         in_base = labels_n < num
         row = ops.where(in_base, labels_n, 0)
@@ -124,6 +125,23 @@ def take_positions(hidden_btd, positions_bp):
     width = hidden_btd.shape[2]
     place = positions_bp.expand_dims(2).broadcast_to((batch, num, width))
     return ops.gather_d(hidden_btd, 1, place).reshape((batch * num, width))
+
+
+class Pick(nn.Cell):
+    """Rows that have a target, [B * P, D], and the labels of all places, [B * P]."""
+
+    def construct(self, hidden_btd, target_pos_bp, targets_bp):
+        """Of states [B, T, D] or [B * T, D]."""
+        width = hidden_btd.shape[-1]
+        hidden_btd = hidden_btd.reshape((target_pos_bp.shape[0], -1, width))
+        return take_positions(hidden_btd, target_pos_bp), targets_bp.reshape((-1,))
+
+
+class Labels(nn.Cell):
+    """The labels of all places, [B * T]."""
+
+    def construct(self, targets_bt):
+        return targets_bt.reshape((-1,))
 
 
 def masked_sums(nll_n, labels_n):

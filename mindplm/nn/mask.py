@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from mindspore import ops
+from mindspore import nn, ops
+
+from mindplm.nn.kernels import mask_bias
 
 
 def packed_mask(context_bt, sample_ids_bt, spans_bt, length_b):
@@ -60,3 +62,30 @@ def causal_mask(spans_bt):
     order = ops.arange(spans_bt.shape[1])
     earlier = order.expand_dims(0) <= order.expand_dims(1)
     return ops.logical_and(span_mask(spans_bt), earlier.expand_dims(0))
+
+
+class SpanFrame(nn.Cell):
+    """What attention needs to know about rows of spans, beside their tokens.
+
+    Args:
+        causal: No token sees a later one.
+        dtype: Type of activations.
+    """
+
+    def __init__(self, *, causal: bool, dtype):
+        super().__init__()
+        self.causal, self.dtype = causal, dtype
+
+    def construct(self, spans_bt):
+        """(fp32 bias [B, 1, T, T], ones [1, 1, 1]: no row is left out)."""
+        mask_btt = causal_mask(spans_bt) if self.causal else span_mask(spans_bt)
+        return mask_bias(mask_btt), ops.ones((1, 1, 1), self.dtype)
+
+
+class MemoryFrame(nn.Cell):
+    """fp32 bias [B, 1, T, S] that hides padding of the rows that other rows look at."""
+
+    def construct(self, ids_bt, real_bs):
+        batch, num = ids_bt.shape
+        bias_b11s = mask_bias((real_bs != 0).expand_dims(1))
+        return bias_b11s.broadcast_to((batch, 1, num, real_bs.shape[1]))

@@ -42,7 +42,7 @@ def empty_batch(config: RunConfig, num_rows: int) -> dict[str, np.ndarray]:
     """Empty rows, in the columns and sizes that the family's own collation makes."""
     kind = family(config.family).part("rows")
     marks = SimpleNamespace(**dict.fromkeys(kind.marks, 1))
-    marks.vocab_size, marks.lines = config.model.vocab_size, ()
+    marks.vocab_size, marks.lines, marks.special_ids = config.model.vocab_size, (), ()
     none = np.zeros(1, np.int32)
     draws = Draws((none, none + 1), config.runtime.seed, [])
     shape = kind.settings(config, "train").shape
@@ -182,7 +182,8 @@ class CutNetwork:
         found: dict[str, np.ndarray] = {}
         for name in self.first_places[self.rank]:
             held = self.held[name]
-            kinds = {"": held.get(MASTER, held[""]), **{kind: held[kind] for kind in wanted}}
+            kinds = {"": held.get(MASTER, held[""])}
+            kinds.update({kind: held[kind] for kind in wanted if kind in held})
             for kind, item in kinds.items():
                 (found[kind + name],) = to_arrays([item]).values()
         return found

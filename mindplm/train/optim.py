@@ -89,9 +89,12 @@ class Adam(nn.Cell):
             rates_3: `Rates` as a tensor.
             inverse_scale: One divided by the loss scale, which the gradients carry; used for half
                 weights only.
+
+        Returns:
+            A number that is there when all weights have moved.
         """
         lr, eps, decay = rates_3
-        done: tuple[Tensor, ...] = ()
+        done = lr
         for i in range(len(self.weights)):
             weight, master, grad = self.weights[i], self.masters[i], grads[i]
             if self.half:
@@ -116,7 +119,7 @@ class Adam(nn.Cell):
             if self.half:
                 value = ops.depend(master, moved).astype(weight.dtype)
                 moved = ops.assign(weight, value)
-            done = done + (moved,)
+            done = ops.depend(done, moved)
         return done
 
 

@@ -75,7 +75,7 @@ def find_parts(net: nn.Cell, plan: ShardPlan) -> Iterator[tuple[Part, Any, str]]
     names += [name for name in cells if name]
     for part in plan.parts:
         places = [name for name in names if matches(part.path, name)]
-        if not places:
+        if not places and part.path not in plan.optional:
             raise ConfigError(f"shard plan: the network has no {part.path}")
         for place in places:
             owner, _, attribute = place.rpartition(".")

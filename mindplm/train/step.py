@@ -23,6 +23,16 @@ _HEAD = 4
 """Numbers before the rates in the vector that enters a step."""
 
 
+_each = ops.HyperMap()
+"""Over a tuple; a sum of tuples in a loop would take the compiler the square of their length."""
+_times = ops.MultitypeFuncGraph("times")
+
+
+@_times.register("Tensor", "Tensor")
+def _times_factor(factor, grad):
+    return (grad * factor).astype(grad.dtype)
+
+
 def global_norm(grads):
     """Root of the sum of squares of all gradients, fp32 scalar."""
     total = Tensor(0.0, ms.float32)
@@ -43,10 +53,7 @@ def clipped(grads, norm, clip_norm: float, scale):
     if clip_norm == 0:
         return grads
     factor = ops.minimum(clip_norm * scale / (norm + 1e-6), Tensor(1.0, ms.float32))
-    result: tuple[Tensor, ...] = ()
-    for grad in grads:
-        result = result + ((grad * factor).astype(grad.dtype),)
-    return result
+    return _each(ops.partial(_times, factor), grads)
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,9 @@ def test_every_other_family_has_a_row_that_passes_our_checks() -> None:
     found = list(rows.families())
     assert {entry.config().family for entry in found} == set(FAMILIES) - {"cpm_bee"}
     assert {entry.config().model.dropout for entry in found} == {0.0, 0.1}
+    cut = [entry for entry in found if entry.layout.model > 1]
+    assert {entry.config().family for entry in cut} == set(FAMILIES) - {"cpm_bee"}
+    assert all(entry.layout.optimizer_shard for entry in cut)
 
 
 def test_the_table_is_put_between_its_marks(tmp_path: Path) -> None:

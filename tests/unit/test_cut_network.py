@@ -24,7 +24,7 @@ from mindplm.config import ParallelConfig, RunConfig, TrainConfig, require_train
 from mindplm.data import prepare
 from mindplm.errors import CheckpointError, ConfigError
 from mindplm.families import family, load_config
-from mindplm.models.cpm_bee.sharded import ShardedCpmBeeLoss
+from mindplm.finetune import prepare_rows
 from mindplm.nn.init import initialise
 from mindplm.parts import MOMENTS
 from mindplm.shards import data_rank
@@ -45,9 +45,8 @@ class Uncut:
 
     def __init__(self, config: RunConfig, shapes: Any = None):
         sizes = config.model
-        loss = ShardedCpmBeeLoss(
-            sizes, ms.float32, sizes.vocab_size + ROWS_MORE, (0,) * sizes.num_layers
-        )
+        made, rows = family(config.family).part("sharded"), sizes.vocab_size + ROWS_MORE
+        loss = made(sizes, ms.float32, rows, (0,) * sizes.num_layers)
         initialise(loss.model, 99)  # must be replaced
         weights = list(loss.trainable_params())
         for weight in weights if shapes else ():
@@ -128,6 +127,40 @@ def test_a_cut_run_is_the_plain_run_saved_in_parts(settings: Path, monkeypatch, 
     tiny_run.assert_same_arrays(best.weights(), again.weights())
     assert_same_but_for_best(again, one)
     assert told(tmp_path / "again", "train/loss") == losses[2:]
+
+
+CPT = """\
+family: cpt
+model: {{preset: tiny, num_layers: 2}}
+runtime: {{device: cpu}}
+data: {{folder: "{folder}/rows", seq_len: 48, train: [{{path: "{folder}/train.jsonl"}}]}}
+optim: {{lr: 2e-3, eps: 1e-3, schedule: constant}}
+train: {{output: "{folder}/plain", steps: 2, batch_size: 4, log_every: 1, save_every: 1}}
+"""
+
+
+def test_weights_that_are_not_trained_are_in_the_parts_without_moments(
+    monkeypatch, tmp_path: Path
+) -> None:
+    """A run of CPT, whose output bias is such a weight; held whole it goes on from the parts."""
+    tiny_run.write_lines(tmp_path / "train.jsonl", tiny_run.texts(40))
+    path = tmp_path / "run.yaml"
+    path.write_text(CPT.format(folder=tmp_path), encoding="utf-8")
+    prepare_rows(load_config(path))
+    words = ["model.num_layers=2", f"train.output={tmp_path}/cut", "train.keep_last=0"]
+    saved = checkpoint.read(pretrain(monkeypatch, path, *words, by_plan=True))
+    assert saved.parts is not None and "logits_bias" in saved.parts.whole()
+    assert "adam_m.logits_bias" not in saved.parts.whole("adam_m.")
+    middle = RunFolder(tmp_path / "cut").path_of(1)
+    words = ["model.num_layers=2", f"train.resume={middle}"]
+    whole = checkpoint.read(pretrain(monkeypatch, path, *words, by_plan=False))
+    assert told(tmp_path / "cut", "train/loss", 1) == pytest.approx(
+        told(tmp_path / "plain", "train/loss"), rel=2e-5
+    )
+    one, other = saved.train(), whole.train()
+    assert one is not None and other is not None
+    assert_near(saved.weights(), whole.weights())
+    assert_near(one.arrays, other.arrays)
 
 
 def assert_same_but_for_best(one: Any, other: Any) -> None:

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn, ops
 
+from mindplm.models.cpm_bee.cell import MaskedBias, bias_rows
 from mindplm.nn.attention import Attention
 from mindplm.nn.init import initialise
-from mindplm.nn.kernels import MASKED, Softmax, gelu, masked, row_sum, sum_squares
+from mindplm.nn.kernels import MASKED, Softmax, gelu, masked, row_sum, spread, sum_squares, swapped
 from mindplm.nn.layers import LayerNorm, Linear, RMSNorm
 from mindplm.nn.loss import IGNORE, ProjectedNll, TokenNll, masked_sums, take_positions
 from mindplm.nn.mask import packed_mask, span_mask
@@ -79,6 +80,47 @@ def test_the_gradient_of_gelu_is_exact():
 
     (found,) = gradients(loss, x)
     np.testing.assert_allclose(found, wanted, atol=2e-6)
+
+
+@pytest.mark.parametrize("dtype", [ms.float32, ms.float16])
+@pytest.mark.parametrize("shape", [(256, 1), (256,), (1, 256)])
+def test_what_is_spread_combines_to_the_same_values(shape, dtype):
+    """Large enough for what a CPU does with large operands."""
+    wide, narrow = Tensor(normal(256, 256), dtype), Tensor(normal(*shape, seed=1), dtype)
+    found = spread(narrow, wide.shape)
+    assert found.shape == wide.shape and spread(narrow, (1, *shape)).shape == shape
+    np.testing.assert_array_equal((wide * found).asnumpy(), (wide * narrow).asnumpy())
+
+
+def test_swapped_axes_are_those_of_a_transpose_forward_and_backward():
+    x, weight = normal(2, 64, 8, 64), normal(2, 8, 64, 64, seed=1)
+
+    def total(x, weight):
+        return (swapped(x) * weight).sum()
+
+    np.testing.assert_array_equal(swapped(Tensor(x)).asnumpy(), x.transpose(0, 2, 1, 3))
+    found = gradients(total, x, weight)
+    np.testing.assert_array_equal(found[0], weight.transpose(0, 2, 1, 3))
+    np.testing.assert_array_equal(found[1], x.transpose(0, 2, 1, 3))
+
+
+def test_a_mask_in_the_table_gives_the_bias_and_gradient_of_a_choice():
+    table, weight = normal(9, 3), normal(2, 3, 5, 5, seed=1)
+    index = rng(2).integers(0, 9, (2, 5, 5)).astype(np.int32)
+    mask = rng(3).random((2, 5, 5)) < 0.6
+    bias = MaskedBias()
+
+    def own(table, weight, index, mask):
+        return (bias(table, index, mask) * weight).sum()
+
+    def chosen(table, weight, index, mask):
+        return (masked(bias_rows(table, index), mask.expand_dims(1)) * weight).sum()
+
+    found, wanted = (
+        gradients(function, table, weight, others=[index, mask]) for function in (own, chosen)
+    )
+    np.testing.assert_array_equal(found[1], wanted[1])
+    np.testing.assert_allclose(found[0], wanted[0], rtol=1e-6, atol=1e-6)
 
 
 def test_sums_are_the_same_as_plain_ones():

@@ -13,14 +13,15 @@ from mindplm.families import FAMILIES, check_layout, config_from_dict, family
 from mindplm.shards import ShardPlan, check, check_cards, operand, stages_of, vocab_rows
 
 PLANNED = [name for name, entry in FAMILIES.items() if entry.plan_ref]
+TINY = {"preset": "tiny", "vocab_size": 1000, "num_layers": 2}
 
 
-def settings(parallel, name="cpm_bee", model=None, **train):
+def settings(parallel, name="cpm_bee", model=None, seq_len=512, **train):
     tree = {
         "family": name,
         "model": model or {"preset": "10b"},
         "train": {"steps": 1, "output": "runs/x", "batch_size": 64, **train},
-        "data": {"train": [{"path": "a.txt"}], "folder": "f", "seq_len": 512},
+        "data": {"train": [{"path": "a.txt"}], "folder": "f", "seq_len": seq_len},
         "parallel": parallel,
     }
     return config_from_dict(tree)
@@ -113,15 +114,38 @@ def test_the_number_of_cards_must_be_the_product(cards):
 @pytest.mark.parametrize("name", PLANNED)
 def test_a_plan_that_names_what_is_not_there_is_refused(name):
     plan: ShardPlan = family(name).part("plan")
-    config = settings({"model": 2})
-    shapes = family(name).part("shapes")(config.model)
-    rows = {**shapes, "embed.weight": (vocab_rows(config.model.vocab_size, config.parallel), 4096)}
+    config = settings({"model": 2}, name, TINY, 64)
+    padded = vocab_rows(config.model.vocab_size, config.parallel)
+    rows = family(name).part("shapes")(dataclasses.replace(config.model, vocab_size=padded))
     check(plan, config, rows)
     more = dataclasses.replace(plan, weights={**plan.weights, "blocks.{i}.gone": "d"})
     with pytest.raises(ConfigError, match=r"no weight has the name blocks.\{i\}.gone"):
         check(more, config, rows)
     with pytest.raises(ConfigError, match="0 entries fit the weight extra.weight"):
         check(plan, config, {**rows, "extra.weight": (4, 4)})
+
+
+@pytest.mark.parametrize("name", PLANNED)
+@pytest.mark.parametrize(
+    ("parallel", "model", "words"),
+    [
+        ({"model": 8}, {"num_heads": 4}, "parallel.model=8 does not divide model.num_heads=4"),
+        ({"model": 2}, {"ffn_size": 333}, "parallel.model=2 does not divide model.ffn_size=333"),
+        ({"model": 2, "vocab_rows": 1000}, {}, "2 x 128 = 256; nearest: 1024"),
+        ({"model": 2}, {"dropout": 0.1}, "model.dropout=0.1 is for parallel.data only"),
+    ],
+)
+def test_every_family_names_mistakes(name, parallel, model, words):
+    with pytest.raises(ConfigError) as caught:
+        check_layout(settings(parallel, name, {**TINY, **model}, 64))
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [n for n in PLANNED if not family(n).part("plan").staged])
+def test_a_family_that_is_not_cut_into_stages_says_so(name):
+    wanted = f"parallel.pipeline=2: {name} is not cut into stages, only cpm_bee is; accepted: 1"
+    with pytest.raises(ConfigError, match=wanted):
+        check_layout(settings({"pipeline": 2, "micro_batches": 2}, name, TINY, 64))
 
 
 def test_axes_are_read():

@@ -108,7 +108,7 @@ def _slices(network: Any, world: int) -> dict[str, list[int]]:
     """
     found = {}
     for name, layout in network.parameter_layout_dict.items():
-        if "weight" in name:
+        if layout[2]:
             shape, group = list(layout[2]), layout[5]
             everyone = group == GlobalComm.WORLD_COMM_GROUP
             size = world if everyone else int(group.partition("-")[0] or 1)

@@ -170,15 +170,22 @@ def one_card() -> Iterator[Row]:
 
 
 def families() -> Iterator[Row]:
-    """The training step of every other family with two layers and dropout, and of T5's 11b."""
-    layout = Layout(8, data=8, recompute=True)
+    """Every other family with two layers, and T5's 11b with as many a stack; data parallel, with
+    dropout, and cut by the family's plan."""
+    whole = Layout(8, data=8, recompute=True)
+    cut = Layout(8, data=4, model=2, optimizer_shard=True, recompute=True)
     for name in FAMILIES:
         if name == "cpm_bee":
             continue
-        model = {"preset": "tiny", "num_layers": 2, "vocab_size": 1000, "dropout": 0.1}
-        yield Row(name, layout, 0, tree_of(model, layout, 64, name), note="tiny, 2 layers")
+        model = {"preset": "tiny", "num_layers": 2, "vocab_size": 1000}
+        dropped = tree_of({**model, "dropout": 0.1}, whole, 64, name)
+        yield Row(name, whole, 0, dropped, note="tiny, 2 layers")
+        parted = tree_of(model, cut, 64, name)
+        yield Row(name, cut, cut.cards - 1, parted, note="tiny, 2 layers")
     model = {"preset": "11b", "num_layers": 2, "num_decoder_layers": 2}
-    yield Row("t5 11b", layout, 0, tree_of(model, layout, 512, "t5"), note="2 + 2 layers")
+    for layout in (whole, Layout(8, data=2, model=4, optimizer_shard=True, recompute=True)):
+        tree = tree_of(model, layout, 512, "t5")
+        yield Row("t5 11b", layout, 0, tree, note="2 + 2 layers")
 
 
 def subset() -> Iterator[Row]:

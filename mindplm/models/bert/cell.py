@@ -6,6 +6,8 @@ v vocabulary.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import mindspore as ms
 from mindspore import nn, ops
 
@@ -13,9 +15,11 @@ from mindplm.models.bert.config import BertConfig
 from mindplm.models.heads import only_understanding
 from mindplm.models.parts import post_norm_blocks
 from mindplm.nn.encoder import Encoder
+from mindplm.nn.feed_forward import Activate
 from mindplm.nn.kernels import gelu
 from mindplm.nn.layers import LayerNorm, Linear, parameter
-from mindplm.nn.loss import TokenNll, masked_sums, take_positions
+from mindplm.nn.loss import Pick, TokenNll, masked_sums
+from mindplm.nn.table_loss import ShardedLoss
 
 
 class MaskedHead(nn.Cell):
@@ -25,11 +29,12 @@ class MaskedHead(nn.Cell):
         super().__init__()
         hidden = config.hidden_size
         self.dense = Linear(hidden, hidden, bias=True, std=config.init_std, dtype=dtype)
+        self.activate = Activate(gelu)
         self.norm = LayerNorm(hidden, config.eps, dtype=dtype)
         self.bias = parameter((config.vocab_size,), dtype, 0.0)
 
     def construct(self, x):
-        return self.norm(gelu(self.dense(x)))
+        return self.norm(self.activate(self.dense(x)))
 
 
 class Bert(nn.Cell):
@@ -43,6 +48,7 @@ class Bert(nn.Cell):
         self.config = config
         self.encoder = encoder(config, dtype)
         self.head = MaskedHead(config, dtype)
+        self.pick = Pick()
         self.matmul = ops.MatMul(transpose_b=True)
         self.dtype = dtype
 
@@ -54,6 +60,16 @@ class Bert(nn.Cell):
     def construct(self, ids_bt, types_bt, positions_bt, spans_bt):
         """Hidden states [B, T, D] after the last block; columns as `Encoder` takes them."""
         return self.encoder(ids_bt, types_bt, positions_bt, spans_bt)[-1]
+
+    def wanted(self, ids_bt, types_bt, positions_bt, spans_bt, target_pos_bp, targets_bp):
+        """The states that have a target, ready to be projected [B * P, D], and labels [B * P]."""
+        x_btd = self.construct(ids_bt, types_bt, positions_bt, spans_bt)
+        x_nd, labels_n = self.pick(x_btd, target_pos_bp, targets_bp)
+        return self.head(x_nd), labels_n
+
+    def classes(self):
+        """The table of the classes and their biases."""
+        return self.encoder.embed.weight, self.head.bias
 
     def project(self, hidden_nd):
         """Scores of all words, fp32 [N, V]."""
@@ -86,12 +102,15 @@ class BertLoss(nn.Cell):
         self.nll = TokenNll(biased=True)
 
     def construct(self, *columns):
-        target_pos, targets = columns[4:]
-        hidden = self.model(*columns[:4])
-        labels = targets.reshape((-1,))
-        ready = self.model.head(take_positions(hidden, target_pos))
-        table, bias = self.model.encoder.embed.weight, self.model.head.bias
+        ready, labels = self.model.wanted(*columns)
+        table, bias = self.model.classes()
         return masked_sums(self.nll(ready, table, labels, bias), labels)
+
+
+def sharded(config: BertConfig, dtype, vocab_rows: int, stages: tuple[int, ...]) -> ShardedLoss:
+    """The training cell that a shard plan is laid over."""
+    model = Bert(replace(config, vocab_size=vocab_rows), dtype)
+    return ShardedLoss(model, config.vocab_size, biased=True)
 
 
 class BertStates(nn.Cell):

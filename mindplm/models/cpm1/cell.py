@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import mindspore as ms
 
 from mindplm.models.cpm1.config import Cpm1Config
@@ -10,6 +12,7 @@ from mindplm.nn.block import pre_norm_block
 from mindplm.nn.causal import CausalModel
 from mindplm.nn.kernels import gelu_tanh
 from mindplm.nn.layers import LayerNorm
+from mindplm.nn.table_loss import ShardedLoss
 
 
 def network(config: Cpm1Config, dtype=ms.float32) -> CausalModel:
@@ -32,3 +35,9 @@ def network(config: Cpm1Config, dtype=ms.float32) -> CausalModel:
     ]
     norm = LayerNorm(config.hidden_size, config.eps, dtype=dtype)
     return causal_model(config, blocks, norm, dtype=dtype)
+
+
+def sharded(config: Cpm1Config, dtype, vocab_rows: int, stages: tuple[int, ...]) -> ShardedLoss:
+    """The training cell that a shard plan is laid over."""
+    model = network(replace(config, vocab_size=vocab_rows), dtype)
+    return ShardedLoss(model, config.vocab_size)

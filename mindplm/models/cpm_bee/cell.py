@@ -14,7 +14,7 @@ from mindplm.models.cpm_bee.config import CpmBeeConfig
 from mindplm.nn.attention import Attention
 from mindplm.nn.block import Block
 from mindplm.nn.feed_forward import GatedFeedForward
-from mindplm.nn.kernels import masked, one_below
+from mindplm.nn.kernels import MASKED, masked, on_cpu, one_below
 from mindplm.nn.layers import RMSNorm, parameter
 from mindplm.nn.loss import IGNORE, ProjectedNll, masked_sums, take_positions
 from mindplm.nn.mask import packed_mask
@@ -147,9 +147,19 @@ class Geometry(nn.Cell):
 
 
 class MaskedBias(nn.Cell):
-    """Bias with the mask in it, fp32 [B, H, T, T]."""
+    """Bias with the mask in it, fp32 [B, H, T, T].
+
+    On CPU the mask is one more row of the table: to choose between two values for every head and
+    pair would take longer than to look the value up.
+    """
 
     def construct(self, table_rh, index_btt, mask_btt):
+        if on_cpu():
+            rows, heads = table_rh.shape
+            low_1h = ops.full((1, heads), MASKED, dtype=ms.float32)
+            table_rh = ops.concat((table_rh.astype(ms.float32), low_1h), 0)
+            index_btt = ops.where(mask_btt, index_btt, ops.full_like(index_btt, rows))
+            return bias_rows(table_rh, index_btt)
         return masked(bias_rows(table_rh, index_btt), mask_btt.expand_dims(1))
 
 

@@ -6,23 +6,8 @@ from mindspore import Parameter, nn, ops
 
 from mindplm.models.cpm_bee.cell import CpmBee, SubRows
 from mindplm.models.cpm_bee.config import CpmBeeConfig
-from mindplm.nn.loss import IGNORE, take_positions
-from mindplm.nn.table_loss import TableNll
-
-
-class Pick(nn.Cell):
-    """Rows that have a target, [B * M, D], and the labels of all places, [B * M]."""
-
-    def construct(self, hidden_nd, target_pos_bm, targets_bm):
-        hidden_btd = hidden_nd.reshape((target_pos_bm.shape[0], -1, hidden_nd.shape[1]))
-        return take_positions(hidden_btd, target_pos_bm), targets_bm.reshape((-1,))
-
-
-class Weigh(nn.Cell):
-    """Losses times the first of some numbers, zero where there is no label."""
-
-    def construct(self, nll_n, labels_n, numbers):
-        return ops.where(labels_n != IGNORE, nll_n * numbers[:1], ops.zeros_like(nll_n))
+from mindplm.nn.loss import Pick
+from mindplm.nn.table_loss import TableNll, Weigh
 
 
 class ShardedCpmBeeLoss(nn.Cell):
@@ -42,7 +27,7 @@ class ShardedCpmBeeLoss(nn.Cell):
         self.model = CpmBee(config, dtype, vocab_rows=vocab_rows, stages=stages)
         self.pick = Pick()
         self.ext_rows = SubRows(config.hidden_size, dtype)
-        self.nll = TableNll(self.model.root, config.vocab_size, vocab_rows)
+        self.nll = TableNll(self.model.root, config.vocab_size, vocab_rows, extended=True)
         self.weigh = Weigh()
         self.total = ops.ReduceSum()
         self.set_stages(stages)
@@ -76,5 +61,5 @@ class ShardedCpmBeeLoss(nn.Cell):
         wanted, labels = self.pick(hidden_nd, target_pos, targets)
         table = self.model.embed.weight
         extra = self.ext_rows(table, ext_ids, ext_sub)
-        nll = self.nll(wanted, table, extra, num_ext, labels)
+        nll = self.nll(wanted, table, labels, extra, num_ext)
         return self.total(self.weigh(nll, labels, numbers))

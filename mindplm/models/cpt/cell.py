@@ -6,6 +6,8 @@ p predicted positions, v vocabulary.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import mindspore as ms
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import initializer
@@ -15,15 +17,33 @@ from mindplm.models.bert.config import BertConfig
 from mindplm.models.cpt.config import DECODER_EPS, ENCODER_EPS, OFFSET, CptConfig
 from mindplm.nn.decoder import CrossBlock
 from mindplm.nn.dropout import Dropout
-from mindplm.nn.kernels import mask_bias
-from mindplm.nn.layers import Embedding, LayerNorm
-from mindplm.nn.loss import TokenNll, masked_sums, take_positions
-from mindplm.nn.mask import causal_mask
+from mindplm.nn.layers import Embedding, Flatten, LayerNorm
+from mindplm.nn.loss import Pick, TokenNll, masked_sums, take_positions
+from mindplm.nn.mask import MemoryFrame, SpanFrame
+from mindplm.nn.table_loss import ShardedLoss
 
 
 def order_of(ids_bt):
     """Positions 0, 1, 2 ... of every row, int32 [1, T]."""
     return ops.arange(ids_bt.shape[1]).astype(ms.int32).expand_dims(0)
+
+
+class Order(nn.Cell):
+    """Rows of the decoder's table of positions for whole rows, int32 [1, T]."""
+
+    def construct(self, ids_bt):
+        return order_of(ids_bt) + OFFSET
+
+
+class AddPositions(nn.Cell):
+    """Word vectors times a scale, and positions."""
+
+    def __init__(self, scale: float):
+        super().__init__()
+        self.scale = scale
+
+    def construct(self, words_btd, positions_btd):
+        return words_btd * self.scale + positions_btd
 
 
 class WritingDecoder(nn.Cell):
@@ -41,11 +61,13 @@ class WritingDecoder(nn.Cell):
         ]
         self.blocks = nn.CellList(blocks)
         self.drop = Dropout()
-        self.scale = hidden**0.5 if config.scale_embedding else 1.0
+        self.add_positions = AddPositions(hidden**0.5 if config.scale_embedding else 1.0)
+        self.order, self.across, self.flatten = Order(), MemoryFrame(), Flatten()
+        self.frame = SpanFrame(causal=True, dtype=dtype)
 
-    def start(self, words_btd, positions_bt):
-        """The normed sum of word vectors and positions."""
-        x_btd = words_btd * self.scale + self.positions(positions_bt + OFFSET)
+    def start(self, words_btd, rows_bt):
+        """The normed sum of word vectors and rows of the table of positions."""
+        x_btd = self.add_positions(words_btd, self.positions(rows_bt))
         return self.drop(self.embed_norm(x_btd))
 
     def construct(self, words_btd, spans_bt, memory_bsd, memory_spans_bs):
@@ -57,14 +79,35 @@ class WritingDecoder(nn.Cell):
             memory_bsd: The shared encoder's output.
             memory_spans_bs: int32, 1 for the source's tokens, 0 for padding.
         """
-        bias_b1tt = mask_bias(causal_mask(spans_bt))
-        bias_b1ts = mask_bias((memory_spans_bs != 0).expand_dims(1))
-        x_btd = self.start(words_btd, order_of(spans_bt))
+        bias_b1tt, row = self.frame(spans_bt)
+        bias_b1ts = self.across(spans_bt, memory_spans_bs)
+        x_btd = self.flatten(self.start(words_btd, self.order(spans_bt)))
         states: tuple[Tensor, ...] = (x_btd,)
         for block in self.blocks:
-            x_btd = block(x_btd, bias_b1tt, memory_bsd, bias_b1ts)
+            x_btd = block(x_btd, bias_b1tt, row, memory_bsd, bias_b1ts)
             states = states + (x_btd,)
         return states
+
+
+class Source(nn.Cell):
+    """What goes with ids in training, int32 [B, T] each: ones, positions and spans.
+
+    The ones are the types, and the spans of the writing decoder's input; padding of ids is 0.
+    """
+
+    def construct(self, ids_bt):
+        order = ops.zeros_like(ids_bt) + order_of(ids_bt)
+        return ops.ones_like(ids_bt), order, (ids_bt != 0).astype(ms.int32)
+
+
+class Branch(nn.Cell):
+    """The states [B, T, D] or [B * T, D] of each row's own decoder."""
+
+    def construct(self, understood_btd, written_btd, writes_b):
+        size = (writes_b.shape[0], -1, understood_btd.shape[-1])
+        both = understood_btd.reshape(size), written_btd.reshape(size)
+        own_btd = ops.where((writes_b != 0).reshape((-1, 1, 1)), both[1], both[0])
+        return own_btd.reshape(understood_btd.shape)
 
 
 class Cpt(nn.Cell):
@@ -85,6 +128,7 @@ class Cpt(nn.Cell):
         self.logits_bias = Parameter(zeros, requires_grad=False)
         self.logits_bias.init_std = 0.0
         self.shared = config.num_layers - config.num_decoder_layers
+        self.source, self.branch, self.pick = Source(), Branch(), Pick()
         self.matmul = ops.MatMul(transpose_b=True)
 
     @property
@@ -116,17 +160,26 @@ class Cpt(nn.Cell):
         written = self.write(decoder_ids_bt, ops.ones_like(decoder_ids_bt), memory, spans_bs)
         return states[-1], written[-1]
 
+    def own_branch(self, ids_bt, decoder_ids_bt, writes_b):
+        """States [B, T, D] of each row's own decoder; padding of ids is 0, types are 1."""
+        ones_bt, order_bt, spans_bt = self.source(ids_bt)
+        states = self.encoder(ids_bt, ones_bt, order_bt, spans_bt)
+        written = self.write(decoder_ids_bt, ones_bt, states[self.shared], spans_bt)
+        return self.branch(states[-1], written[-1], writes_b)
+
+    def wanted(self, ids_bt, decoder_ids_bt, writes_b, target_pos_bp, targets_bp):
+        """The states that have a target, [B * P, D], and the labels, [B * P]."""
+        x_btd = self.own_branch(ids_bt, decoder_ids_bt, writes_b)
+        return self.pick(x_btd, target_pos_bp, targets_bp)
+
+    def classes(self):
+        """The table of the classes and their biases."""
+        return self.encoder.embed.weight, self.logits_bias
+
     def project(self, hidden_nd):
         """Scores of all words, fp32 [N, V]."""
         logits = self.matmul(hidden_nd, self.encoder.embed.weight) + self.logits_bias
         return logits.astype(ms.float32)
-
-
-def own_branch(model, ids_bt, decoder_ids_bt, writes_b):
-    """States [B, T, D] of each row's own decoder; padding of ids is 0, types are 1."""
-    spans = (ids_bt != 0).astype(ms.int32)
-    understood, written = model(ids_bt, ops.ones_like(ids_bt), spans, decoder_ids_bt)
-    return ops.where((writes_b != 0).reshape((-1, 1, 1)), written, understood)
 
 
 class CptSlots(nn.Cell):
@@ -140,7 +193,7 @@ class CptSlots(nn.Cell):
         self.model = model
 
     def construct(self, ids_bt, decoder_ids_bt, writes_b, places_bp):
-        hidden_btd = own_branch(self.model, ids_bt, decoder_ids_bt, writes_b)
+        hidden_btd = self.model.own_branch(ids_bt, decoder_ids_bt, writes_b)
         return self.model.project(take_positions(hidden_btd, places_bp))
 
 
@@ -157,13 +210,15 @@ class CptLoss(nn.Cell):
         self.nll = TokenNll(biased=True)
 
     def construct(self, *columns):
-        ids, decoder_ids, writes, target_pos, targets = columns
-        hidden = own_branch(self.model, ids, decoder_ids, writes)
-        labels = targets.reshape((-1,))
-        table, bias = self.model.encoder.embed.weight, self.model.logits_bias.reshape((-1,))
-        return masked_sums(
-            self.nll(take_positions(hidden, target_pos), table, labels, bias), labels
-        )
+        wanted, labels = self.model.wanted(*columns)
+        table, bias = self.model.classes()
+        return masked_sums(self.nll(wanted, table, labels, bias.reshape((-1,))), labels)
+
+
+def sharded(config: CptConfig, dtype, vocab_rows: int, stages: tuple[int, ...]) -> ShardedLoss:
+    """The training cell that a shard plan is laid over."""
+    model = Cpt(replace(config, vocab_size=vocab_rows), dtype)
+    return ShardedLoss(model, config.vocab_size, biased=True)
 
 
 class CptStates(nn.Cell):

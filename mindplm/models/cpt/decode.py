@@ -9,6 +9,7 @@ import mindspore as ms
 from mindspore import nn, ops
 
 from mindplm.models.cpt.cell import Cpt
+from mindplm.models.cpt.config import OFFSET
 from mindplm.nn.decoder import first_token, next_token
 from mindplm.nn.kernels import mask_bias
 
@@ -30,7 +31,8 @@ class CptPrefill(nn.Cell):
         memory_bsd = model.states(ids_bs, types_bs, real_bs)[model.shared]
         last_b1 = real_bs.sum(1, keepdims=True).astype(ms.int32) - 1
         start_b1 = ops.gather_d(ids_bs, 1, last_b1)
-        x_b1d = model.decoder.start(model.encoder.embed(start_b1), ops.zeros_like(start_b1))
+        first_b1 = ops.full_like(start_b1, OFFSET)
+        x_b1d = model.decoder.start(model.encoder.embed(start_b1), first_b1)
         bias = ops.zeros((1, 1, 1, 1), ms.float32)
         across = mask_bias((real_bs != 0).expand_dims(1))
         x_b1d, own, fixed = first_token(model.decoder.blocks, x_b1d, bias, memory_bsd, across)
@@ -54,7 +56,7 @@ class CptStep(nn.Cell):
         bias = mask_bias((places_s <= slot_1).reshape((1, 1, -1)))
         across = mask_bias((real_bs != 0).expand_dims(1))
         words_b1d = model.encoder.embed(ids_b.expand_dims(1))
-        x_b1d = model.decoder.start(words_b1d, slot_1.expand_dims(0))
+        x_b1d = model.decoder.start(words_b1d, slot_1.expand_dims(0) + OFFSET)
         blocks = model.decoder.blocks
         x_b1d, caches = next_token(blocks, x_b1d, bias, across, parents_b, slot_1, old)
         return (model.project(x_b1d[:, 0]), *caches)

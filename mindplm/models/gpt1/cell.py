@@ -5,6 +5,8 @@ Suffixes of tensor names: b examples, a sequences of an example, t positions, d 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import mindspore as ms
 from mindspore import nn, ops
 
@@ -14,6 +16,7 @@ from mindplm.nn.causal import CausalLoss, CausalModel
 from mindplm.nn.dropout import Dropout
 from mindplm.nn.kernels import gelu_tanh
 from mindplm.nn.layers import Linear
+from mindplm.nn.table_loss import ShardedLoss
 
 
 def network(config: Gpt1Config, dtype=ms.float32) -> CausalModel:
@@ -24,6 +27,12 @@ def network(config: Gpt1Config, dtype=ms.float32) -> CausalModel:
     blocks = post_norm_blocks(config, gelu_tanh, dtype)
     classes = config.position_classes
     return causal_model(config, blocks, None, position_classes=classes, dtype=dtype)
+
+
+def sharded(config: Gpt1Config, dtype, vocab_rows: int, stages: tuple[int, ...]) -> ShardedLoss:
+    """The training cell that a shard plan is laid over."""
+    model = network(replace(config, vocab_size=vocab_rows), dtype)
+    return ShardedLoss(model, config.vocab_size, extended=config.position_classes)
 
 
 class TaskModel(nn.Cell):

@@ -6,39 +6,79 @@ n flattened, v classes.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import mindspore as ms
 from mindspore import Tensor, nn, ops
 
 from mindplm.models.t5.config import T5Config
 from mindplm.nn.attention import Attention
-from mindplm.nn.block import Block
+from mindplm.nn.block import Block, Merge
 from mindplm.nn.decoder import first_token, next_token
 from mindplm.nn.dropout import Dropout
 from mindplm.nn.feed_forward import FeedForward, GatedFeedForward
 from mindplm.nn.kernels import gelu_tanh, mask_bias
-from mindplm.nn.layers import Embedding, Linear, RMSNorm, parameter
-from mindplm.nn.loss import IGNORE, TokenNll, masked_sums
+from mindplm.nn.layers import Embedding, Flatten, Linear, RMSNorm, parameter
+from mindplm.nn.loss import IGNORE, Labels, TokenNll, masked_sums
+from mindplm.nn.mask import MemoryFrame
 from mindplm.nn.position import distance_buckets
+from mindplm.nn.table_loss import ShardedLoss
 
 
-class RelativeBias(nn.Cell):
+class Lookup(nn.Cell):
     """Bias of attention by the bucket of the distance from query to key, one number a head."""
 
-    def __init__(self, config: T5Config, *, bidirectional: bool, dtype):
+    def __init__(self, config: T5Config, *, bidirectional: bool):
         super().__init__()
-        shape = (config.num_buckets, config.num_heads)
-        self.weight = parameter(shape, dtype, config.hidden_size**-0.5)
         table = distance_buckets(
             config.num_buckets, config.max_distance, bidirectional=bidirectional
         )
         self.buckets, self.furthest = Tensor(table), config.max_distance
 
-    def construct(self, query_t, key_s):
+    def construct(self, table_ch, query_t, key_s):
         """fp32 [1, H, T, S] for int32 positions of queries and keys."""
         apart_ts = key_s.expand_dims(0) - query_t.expand_dims(1)
         apart_ts = ops.clamp(apart_ts, -self.furthest, self.furthest) + self.furthest
-        bias_tsh = ops.gather(self.weight, ops.gather(self.buckets, apart_ts, 0), 0)
+        bias_tsh = ops.gather(table_ch, ops.gather(self.buckets, apart_ts, 0), 0)
         return bias_tsh.transpose((2, 0, 1)).expand_dims(0).astype(ms.float32)
+
+
+class RelativeBias(nn.Cell):
+    """The table of a stack's biases and what is looked up in it."""
+
+    def __init__(self, config: T5Config, *, bidirectional: bool, dtype):
+        super().__init__()
+        shape = (config.num_buckets, config.num_heads)
+        self.weight = parameter(shape, dtype, config.hidden_size**-0.5)
+        self.lookup = Lookup(config, bidirectional=bidirectional)
+
+    def construct(self, query_t, key_s):
+        """fp32 [1, H, T, S] for int32 positions of queries and keys."""
+        return self.lookup(self.weight, query_t, key_s)
+
+
+class Frame(nn.Cell):
+    """What attention of whole rows to themselves needs to know, beside their tokens."""
+
+    def __init__(self, config: T5Config, *, bidirectional: bool, dtype):
+        super().__init__()
+        self.lookup = Lookup(config, bidirectional=bidirectional)
+        self.bidirectional, self.dtype = bidirectional, dtype
+
+    def construct(self, table_ch, real_bt):
+        """(fp32 bias [B or 1, H, T, T], ones [1, 1, 1]: no row is left out).
+
+        Args:
+            table_ch: Biases of the buckets.
+            real_bt: int32, 0 for padding; only looked at if bidirectional.
+        """
+        order_t = ops.arange(real_bt.shape[1]).astype(ms.int32)
+        if self.bidirectional:
+            hidden = memory_bias(real_bt)
+        else:
+            hidden = mask_bias((order_t.expand_dims(0) <= order_t.expand_dims(1)).expand_dims(0))
+        bias = self.lookup(table_ch, order_t, order_t) + hidden
+        return bias, ops.ones((1, 1, 1), self.dtype)
 
 
 def attention(config: T5Config, dtype) -> Attention:
@@ -79,6 +119,7 @@ class DecoderBlock(Block):
         super().__init__(plain.attn_norm, plain.attn, plain.ffn_norm, plain.ffn)
         self.cross_norm = RMSNorm(config.hidden_size, config.eps, dtype=dtype)
         self.cross, self.drop_cross = attention(config, dtype), Dropout()
+        self.merge_cross = Merge()
 
     def memory(self, memory_bsd):
         """Keys and values of the encoder's states, [B, H, S, K] each."""
@@ -90,8 +131,21 @@ class DecoderBlock(Block):
         cross = self.cross
         q_bhtk = cross.query(self.cross_norm(x_btd))
         row = ops.ones((1, 1, 1), x_btd.dtype)
-        out_btd = cross.output(cross.attend(q_bhtk, k_bhsk, v_bhsk, bias_b1ts), row)
-        return x_btd + self.drop_cross(out_btd)
+        return self.crossed(
+            x_btd, cross.output(cross.attend(q_bhtk, k_bhsk, v_bhsk, bias_b1ts), row)
+        )
+
+    def crossed(self, x_btd, out_btd):
+        """The stream after the attention to the encoder has given its output."""
+        return self.merge_cross(x_btd, self.drop_cross(out_btd))
+
+    def construct(  # type: ignore[override]
+        self, x_btd, bias_bhtt, row, memory_bsd, memory_bias_b1ts
+    ):
+        """Whole rows that look at whole rows; see `Attention`."""
+        x_btd = self.attend(x_btd, bias_bhtt, row)
+        out_btd = self.cross(self.cross_norm(x_btd), memory_bias_b1ts, row, memory_bsd)
+        return self.feed(self.crossed(x_btd, out_btd))
 
 
 class Stack(nn.Cell):
@@ -100,13 +154,31 @@ class Stack(nn.Cell):
     def __init__(self, blocks: list[Block], config: T5Config, *, bidirectional: bool, dtype):
         super().__init__()
         self.position_bias = RelativeBias(config, bidirectional=bidirectional, dtype=dtype)
+        self.frame = Frame(config, bidirectional=bidirectional, dtype=dtype)
         self.blocks = nn.CellList(blocks)
         self.final_norm = RMSNorm(config.hidden_size, config.eps, dtype=dtype)
+        self.flatten = Flatten()
         self.drop_start, self.drop_end = Dropout(), Dropout()
 
     def end(self, x):
         """What the stack gives."""
         return self.drop_end(self.final_norm(x))
+
+    def states(self, x_btd, real_bt, *memory):
+        """The output of the embedding and of each block, the last one after the norm.
+
+        Args:
+            x_btd: Embedded rows.
+            real_bt: See `Frame`.
+            memory: What a decoder looks at, [B, S, D], and the bias [B, 1, T, S] of that.
+        """
+        bias, row = self.frame(self.position_bias.weight, real_bt)
+        x_btd = self.drop_start(self.flatten(x_btd))
+        states: tuple[Tensor, ...] = (x_btd,)
+        for block in self.blocks:
+            x_btd = block(x_btd, bias, row, *memory)
+            states = states + (x_btd,)
+        return states[:-1] + (self.end(x_btd),)
 
 
 class T5(nn.Cell):
@@ -129,6 +201,7 @@ class T5(nn.Cell):
         if not config.tied:
             std = config.head_init_std
             self.head = Linear(hidden, config.vocab_size, std=std, dtype=dtype)
+        self.across, self.labels = MemoryFrame(), Labels()
         self.matmul = ops.MatMul(transpose_b=True)
 
     @property
@@ -142,29 +215,21 @@ class T5(nn.Cell):
 
     def encoder_states(self, ids_bs, real_bs):
         """The output of the embedding and of each block, the last one after the norm."""
-        order_s = ops.arange(ids_bs.shape[1]).astype(ms.int32)
-        bias = self.encoder.position_bias(order_s, order_s) + memory_bias(real_bs)
-        row = ops.ones((1, 1, 1), self.dtype)
-        x_bsd = self.encoder.drop_start(self.embed(ids_bs))
-        states: tuple[Tensor, ...] = (x_bsd,)
-        for block in self.encoder.blocks:
-            x_bsd = block(x_bsd, bias, row)
-            states = states + (x_bsd,)
-        return states[:-1] + (self.encoder.end(x_bsd),)
+        return self.encoder.states(self.embed(ids_bs), real_bs)
 
     def decoder_states(self, ids_bt, memory_bsd, real_bs):
         """The same for the decoder, which sees the encoder's last states."""
-        order_t = ops.arange(ids_bt.shape[1]).astype(ms.int32)
-        earlier_tt = order_t.expand_dims(0) <= order_t.expand_dims(1)
-        bias = self.decoder.position_bias(order_t, order_t) + mask_bias(earlier_tt.expand_dims(0))
-        across, row = memory_bias(real_bs), ops.ones((1, 1, 1), self.dtype)
-        x_btd = self.decoder.drop_start(self.embed(ids_bt))
-        states: tuple[Tensor, ...] = (x_btd,)
-        for block in self.decoder.blocks:
-            keys, values = block.memory(memory_bsd)
-            x_btd = block.feed(block.across(block.attend(x_btd, bias, row), keys, values, across))
-            states = states + (x_btd,)
-        return states[:-1] + (self.decoder.end(x_btd),)
+        across = self.across(ids_bt, real_bs)
+        return self.decoder.states(self.embed(ids_bt), ids_bt, memory_bsd, across)
+
+    def wanted(self, ids_bs, real_bs, decoder_ids_bt, targets_bt):
+        """Hidden states of the decoder [B * T, D], and the labels [B * T]."""
+        x_btd = self.construct(ids_bs, real_bs, decoder_ids_bt)
+        return x_btd.reshape((-1, x_btd.shape[-1])), self.labels(targets_bt)
+
+    def classes(self):
+        """The table of the classes."""
+        return (self.table(),)
 
     def construct(self, ids_bs, real_bs, decoder_ids_bt):
         """Hidden states of the decoder [B, T, D].
@@ -199,9 +264,8 @@ class T5Loss(nn.Cell):
 
     def token_losses(self, *columns):
         """Losses [B * T] in nats; those of unlabelled places mean nothing."""
-        hidden = self.model(*columns[:3])
-        labels = columns[3].reshape((-1,))
-        return self.nll(hidden.reshape((-1, hidden.shape[2])), self.model.table(), labels)
+        wanted_nd, labels_n = self.model.wanted(*columns)
+        return self.nll(wanted_nd, self.model.table(), labels_n)
 
     def tokens(self, *columns):
         """Losses [B * T] in nats, and 1 or 0 for places with and without a target, both fp32."""
@@ -210,6 +274,12 @@ class T5Loss(nn.Cell):
 
     def construct(self, *columns):
         return masked_sums(self.token_losses(*columns), columns[3].reshape((-1,)))
+
+
+def sharded(config: T5Config, dtype, vocab_rows: int, stages: tuple[int, ...]) -> ShardedLoss:
+    """The training cell that a shard plan is laid over."""
+    model = T5(replace(config, vocab_size=vocab_rows), dtype)
+    return ShardedLoss(model, config.vocab_size, scale=model.scale)
 
 
 class T5Prefill(nn.Cell):

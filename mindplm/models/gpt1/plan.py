@@ -1,0 +1,7 @@
+"""How GPT-1 is cut over devices."""
+
+from __future__ import annotations
+
+from mindplm.models.plans import causal
+
+PLAN = causal(final_norm=False, extended=True)

@@ -114,7 +114,9 @@ class Softmax(nn.Cell):
 
     def bprop(self, logits_bhts, out, grad):
         product = grad * out
-        inner = row_sum(product.reshape((-1, product.shape[-1]))).reshape(out.shape[:-1] + (1,))
+        inner = row_sum(product.reshape((-1, product.shape[-1])), 1.0).reshape(
+            out.shape[:-1] + (1,)
+        )
         return ((product - out * spread(inner, out.shape)).astype(logits_bhts.dtype),)
 
 
@@ -183,10 +185,11 @@ def sum_squares(x):
     return (flat * flat).sum()
 
 
-def row_sum(x_nv, scale: float = 1.0):
+def row_sum(x_nv, scale: float):
     """Sums of rows times a constant, [N, 1] fp32.
 
-    On CPU as a product with a column of that constant, which is faster.
+    On CPU as a product with a column of that constant, which is faster. The constant has no
+    default, since the compiler loses a function that is called with and without one.
     """
     x_nv = x_nv.astype(ms.float32)
     if on_cpu():

@@ -55,8 +55,8 @@ class ProjectedNll(nn.Cell):
         extra = ops.where(extra_mask_e.expand_dims(0), extra, Tensor(-1e30, ms.float32))
         base32 = base.astype(ms.float32)
         top = ops.maximum(ops.amax(base32, -1, True), ops.amax(extra, -1, True))
-        total = row_sum(ops.exp(base32 - spread(top, base32.shape)))
-        total = total + row_sum(ops.exp(extra - top))
+        total = row_sum(ops.exp(base32 - spread(top, base32.shape)), 1.0)
+        total = total + row_sum(ops.exp(extra - top), 1.0)
         lse = top + ops.log(total)
         in_base = labels_n < num
         own_base = ops.gather_d(base, 1, ops.where(in_base, labels_n, 0).expand_dims(1))

@@ -127,11 +127,11 @@ def test_sums_are_the_same_as_plain_ones():
     x = normal(33, 57)
     wide = x.astype(np.float64)
     np.testing.assert_allclose(sum_squares(Tensor(x)).asnumpy(), (wide**2).sum(), rtol=1e-6)
-    sums = row_sum(Tensor(x)).asnumpy()
+    sums = 2 * row_sum(Tensor(x), 0.5).asnumpy()
     assert sums.shape == (33, 1) and sums.dtype == np.float32
     np.testing.assert_allclose(sums, wide.sum(-1, keepdims=True), atol=1e-5)
     half = Tensor(x).astype(ms.float16)
-    assert sum_squares(half).dtype == row_sum(half).dtype == ms.float32
+    assert sum_squares(half).dtype == row_sum(half, 1.0).dtype == ms.float32
 
 
 # --- softmax --------------------------------------------------------------------------------------

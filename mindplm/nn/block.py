@@ -13,14 +13,18 @@ from mindplm.nn.layers import LayerNorm
 
 
 class Merge(nn.Cell):
-    """(x + y) * keep."""
+    """(x + y) * keep.
+
+    Multiplied by 1 too: with recomputing and dropout the compiler for Ascend finds a cycle in the
+    graph of a network whose sums are plain.
+    """
 
     def __init__(self, keep: float = 1.0):
         super().__init__()
         self.keep = keep
 
     def construct(self, x, y):
-        return x + y if self.keep == 1.0 else (x + y) * self.keep
+        return (x + y) * self.keep
 
 
 class Block(nn.Cell):

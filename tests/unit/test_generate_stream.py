@@ -152,7 +152,8 @@ def test_examples_are_seen_as_in_training(number) -> None:
     ready = prompting.prepare(record, TOKENIZER, examples=EXAMPLES)
     batch = prompting.batch([ready], TOKENIZER, bucket=256, max_rel=2048, max_ext=32)
     columns = [batch.columns[name] for name in prompting.COLUMNS]
-    logits, _ = net.start(columns, np.zeros(1, np.int32), np.zeros(300, np.int32))
+    lengths = np.zeros(256, np.int32), np.zeros(44, np.int32)
+    logits, _ = net.start(columns, np.zeros(1, np.int32), *lengths)
 
     paths: list = []
     record["<ans>"] = prompting._placeholders(record["<ans>"], (), paths)

@@ -31,17 +31,26 @@ _LARGE = 1 << 16
 
 @ms.constexpr
 def _repeats(own: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
-    """How often each axis is repeated where that is better than to broadcast; () elsewhere."""
+    """How often each axis is repeated; each once where to broadcast is as good."""
+    once = (1,) * len(own)
     if tuple(own) == tuple(shape) or math.prod(own) == 1:
-        return ()  # a single value needs no table
+        return once  # a single value needs no table
     if min(shape) < 1 or math.prod(shape) < _LARGE:
-        return ()
+        return once
     if ms.get_context("device_target") != "CPU":
-        return ()
+        return once
     whole = (1,) * (len(shape) - len(own)) + tuple(own)
     if len(whole) > len(shape) or any(size not in (1, n) for size, n in zip(whole, shape)):
-        return ()  # the other operand is broadcast too
+        return once  # the other operand is broadcast too
     return tuple(wanted // size for wanted, size in zip(shape, whole))
+
+
+@ms.constexpr
+def _is_spread(own: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    return any(times > 1 for times in _repeats(own, shape))
+
+
+_tile, _gather = ops.Tile(), ops.Gather()
 
 
 def spread(x, shape):
@@ -56,8 +65,16 @@ def spread(x, shape):
         x: Of a shape that can be broadcast to the other.
         shape: Of the other operand, static.
     """
-    times = _repeats(x.shape, shape)
-    return ops.tile(x, times) if times else x
+    return _tile(x, _repeats(x.shape, shape)) if _is_spread(x.shape, shape) else x
+
+
+def spread_back(x, shape):
+    """`spread` for cells that have a gradient of their own.
+
+    When a second network is compiled, the compiler has lost the branches and the further functions
+    of what a gradient calls, so there are none here; it removes what repeats nothing.
+    """
+    return _tile(x, _repeats(x.shape, shape))
 
 
 SQRT_HALF = 0.7071067811865476
@@ -117,7 +134,7 @@ class Softmax(nn.Cell):
         inner = row_sum(product.reshape((-1, product.shape[-1])), 1.0).reshape(
             out.shape[:-1] + (1,)
         )
-        return ((product - out * spread(inner, out.shape)).astype(logits_bhts.dtype),)
+        return ((product - out * spread_back(inner, out.shape)).astype(logits_bhts.dtype),)
 
 
 @ms.constexpr
@@ -129,7 +146,7 @@ def _swapped_rows(num: int, first: int, second: int) -> Tensor:
 
 def _gathered(x):
     num, first, second, width = x.shape
-    rows = ops.gather(x.reshape((-1, width)), _swapped_rows(num, first, second), 0)
+    rows = _gather(x.reshape((-1, width)), _swapped_rows(num, first, second), 0)
     return rows.reshape((num, second, first, width))
 
 

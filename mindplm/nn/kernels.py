@@ -45,11 +45,6 @@ def _repeats(own: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(wanted // size for wanted, size in zip(shape, whole))
 
 
-@ms.constexpr
-def _is_spread(own: tuple[int, ...], shape: tuple[int, ...]) -> bool:
-    return any(times > 1 for times in _repeats(own, shape))
-
-
 _tile, _gather = ops.Tile(), ops.Gather()
 
 
@@ -59,20 +54,12 @@ def spread(x, shape):
     A kernel there that broadcasts makes two tables of 8 bytes for each element of its output when
     it is built, keeps them as long as the program runs, and takes three times as long as one
     for operands of equal shape. For small ones the one kernel more would cost more. The values are
-    the same.
+    the same. The compiler removes what repeats nothing; there is no branch and no further function
+    here, since it loses those of what a gradient calls when a second network is compiled.
 
     Args:
         x: Of a shape that can be broadcast to the other.
         shape: Of the other operand, static.
-    """
-    return _tile(x, _repeats(x.shape, shape)) if _is_spread(x.shape, shape) else x
-
-
-def spread_back(x, shape):
-    """`spread` for cells that have a gradient of their own.
-
-    When a second network is compiled, the compiler has lost the branches and the further functions
-    of what a gradient calls, so there are none here; it removes what repeats nothing.
     """
     return _tile(x, _repeats(x.shape, shape))
 
@@ -134,7 +121,7 @@ class Softmax(nn.Cell):
         inner = row_sum(product.reshape((-1, product.shape[-1])), 1.0).reshape(
             out.shape[:-1] + (1,)
         )
-        return ((product - out * spread_back(inner, out.shape)).astype(logits_bhts.dtype),)
+        return ((product - out * spread(inner, out.shape)).astype(logits_bhts.dtype),)
 
 
 @ms.constexpr

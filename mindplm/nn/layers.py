@@ -10,7 +10,7 @@ import mindspore as ms
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Zero
 
-from mindplm.nn.kernels import column_sum, row_sum, spread, spread_back
+from mindplm.nn.kernels import column_sum, row_sum, spread
 
 
 def parameter(shape: tuple[int, ...], dtype, std: float | None) -> Parameter:
@@ -121,20 +121,20 @@ class _Normalise(nn.Cell):
 
     def construct(self, x, weight_d):
         x_nd = x.reshape((-1, self.width)).astype(ms.float32)
-        y_nd = (x_nd * spread_back(self.inverse(x_nd), x_nd.shape)).astype(x.dtype)
-        return (y_nd * spread_back(weight_d, x_nd.shape)).reshape(x.shape)
+        y_nd = (x_nd * spread(self.inverse(x_nd), x_nd.shape)).astype(x.dtype)
+        return (y_nd * spread(weight_d, x_nd.shape)).reshape(x.shape)
 
     def bprop(self, x, weight_d, out, grad):
         x_nd = x.reshape((-1, self.width)).astype(ms.float32)
         grad_nd = grad.reshape((-1, self.width)).astype(ms.float32)
-        inverse_nd = spread_back(self.inverse(x_nd), x_nd.shape)
+        inverse_nd = spread(self.inverse(x_nd), x_nd.shape)
         normed_nd = x_nd * inverse_nd
         product_nd = grad_nd * normed_nd
         d_weight = column_sum(product_nd)
         weight_d32 = weight_d.astype(ms.float32)
         mean_n1 = ops.MatMul()(product_nd, weight_d32.reshape((self.width, 1)))
-        inner = grad_nd * spread_back(weight_d32, x_nd.shape)
-        inner = inner - normed_nd * spread_back(mean_n1 * self.part, x_nd.shape)
+        inner = grad_nd * spread(weight_d32, x_nd.shape)
+        inner = inner - normed_nd * spread(mean_n1 * self.part, x_nd.shape)
         d_x = (inner * inverse_nd).astype(x.dtype).reshape(x.shape)
         return d_x, d_weight.astype(weight_d.dtype)
 
@@ -170,24 +170,24 @@ class _Standardise(nn.Cell):
     def standard(self, x):
         """Rows with mean 0 and deviation 1, and 1 / deviation to multiply rows with, fp32."""
         x_nd = x.reshape((-1, self.width)).astype(ms.float32)
-        x_nd = x_nd - spread_back(row_sum(x_nd, self.part), x_nd.shape)
+        x_nd = x_nd - spread(row_sum(x_nd, self.part), x_nd.shape)
         inverse_n1 = ops.rsqrt(row_sum(x_nd * x_nd, self.part) + self.eps)
-        inverse_nd = spread_back(inverse_n1, x_nd.shape)
+        inverse_nd = spread(inverse_n1, x_nd.shape)
         return x_nd * inverse_nd, inverse_nd
 
     def construct(self, x, weight_d, bias_d):
         y_nd, _ = self.standard(x)
-        y_nd = y_nd.astype(x.dtype) * spread_back(weight_d, y_nd.shape)
-        return (y_nd + spread_back(bias_d, y_nd.shape)).reshape(x.shape)
+        y_nd = y_nd.astype(x.dtype) * spread(weight_d, y_nd.shape)
+        return (y_nd + spread(bias_d, y_nd.shape)).reshape(x.shape)
 
     def bprop(self, x, weight_d, bias_d, out, grad):
         y_nd, inverse_nd = self.standard(x)
         grad_nd = grad.reshape((-1, self.width)).astype(ms.float32)
         d_weight, d_bias = column_sum(grad_nd * y_nd), column_sum(grad_nd)
-        inner_nd = grad_nd * spread_back(weight_d.astype(ms.float32), y_nd.shape)
+        inner_nd = grad_nd * spread(weight_d.astype(ms.float32), y_nd.shape)
         mean_n1 = row_sum(inner_nd, self.part)
         along_n1 = row_sum(inner_nd * y_nd, self.part)
-        inner_nd = inner_nd - spread_back(mean_n1, y_nd.shape)
-        d_x = (inner_nd - y_nd * spread_back(along_n1, y_nd.shape)) * inverse_nd
+        inner_nd = inner_nd - spread(mean_n1, y_nd.shape)
+        d_x = (inner_nd - y_nd * spread(along_n1, y_nd.shape)) * inverse_nd
         d_x = d_x.astype(x.dtype).reshape(x.shape)
         return d_x, d_weight.astype(weight_d.dtype), d_bias.astype(bias_d.dtype)

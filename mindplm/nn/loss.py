@@ -5,7 +5,7 @@ from __future__ import annotations
 import mindspore as ms
 from mindspore import Tensor, nn, ops
 
-from mindplm.nn.kernels import column_sum, row_sum, spread_back
+from mindplm.nn.kernels import column_sum, row_sum, spread
 
 IGNORE = -100
 
@@ -50,12 +50,12 @@ class ProjectedNll(nn.Cell):
         num = table_vd.shape[0]
         base = self.product(hidden_nd * self.scale, table_vd)
         if self.biased:
-            base = base + spread_back(bias_v, base.shape)
+            base = base + spread(bias_v, base.shape)
         extra = self.product(hidden_nd, extra_ed).astype(ms.float32)
         extra = ops.where(extra_mask_e.expand_dims(0), extra, Tensor(-1e30, ms.float32))
         base32 = base.astype(ms.float32)
         top = ops.maximum(ops.amax(base32, -1, True), ops.amax(extra, -1, True))
-        total = row_sum(ops.exp(base32 - spread_back(top, base32.shape)), 1.0)
+        total = row_sum(ops.exp(base32 - spread(top, base32.shape)), 1.0)
         total = total + row_sum(ops.exp(extra - top), 1.0)
         lse = top + ops.log(total)
         in_base = labels_n < num
@@ -71,9 +71,7 @@ class ProjectedNll(nn.Cell):
         # exp(logit - shift) is the probability times the incoming gradient
         log_grad = ops.log(ops.maximum(grad_n1, Tensor(1e-37, ms.float32)))
         shift = ops.where(grad_n1 > 0, lse - log_grad, Tensor(1e30, ms.float32))
-        p_base = ops.exp(base.astype(ms.float32) - spread_back(shift, base.shape)).astype(
-            base.dtype
-        )
+        p_base = ops.exp(base.astype(ms.float32) - spread(shift, base.shape)).astype(base.dtype)
         p_extra = ops.exp(extra - shift).astype(hidden_nd.dtype)
         in_base = labels_n < num
         row = ops.where(in_base, labels_n, 0)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mindplm.config import ParallelConfig
 
 FLOAT, INT = "float32", "int32"
+FINISH, EXTENDED = "nll.finish", "nll.close"
 Parts = tuple[Part, ...]
 Weights = dict[str, str]
 
@@ -75,7 +76,14 @@ def norm(path: str, rows: str, *, biased: bool = True) -> Part:
 
 
 def attention(
-    path: str, bias: str, *, rows: str = "(bt)", keys: str = "", stream: str = "(bu)", biased=True
+    path: str,
+    bias: str,
+    *,
+    rows: str = "(bt)",
+    keys: str = "",
+    stream: str = "(bu)",
+    seen: str = "111",
+    biased: bool = True,
 ) -> Parts:
     """Attention of rows to themselves, or to keys.
 
@@ -85,10 +93,11 @@ def attention(
         rows: Axis of what looks.
         keys: Axis of what is looked at; "": rows.
         stream: Axis of the result.
+        seen: Axes of what says which rows see anything.
         biased: Whether the projections have biases.
     """
     keys = keys or rows
-    inner = f"{rows}(hk), {keys}(hk), {keys}(hk), {bias}, 111 -> {rows}(hk)"
+    inner = f"{rows}(hk), {keys}(hk), {keys}(hk), {bias}, {seen} -> {rows}(hk)"
     return (
         *linear(path + ".q", f"{rows}d, (hk)d -> {rows}(hk)", biased=biased),
         *linear(path + ".k", f"{keys}d, (hk)d -> {keys}(hk)", biased=biased),
@@ -103,35 +112,48 @@ def merge(path: str, rows: str = "(bu)") -> Part:
     return Part(path, f"{rows}d, {rows}d -> {rows}d")
 
 
-def block(
-    prefix: str, bias: str, *, rows: str = "(bt)", stream: str = "(bu)", biased: bool = True
-) -> Parts:
+def block(prefix: str, bias: str) -> Parts:
     """A block of attention to itself and a feed-forward part, before or behind norms."""
     return (
-        norm(prefix + "attn_norm", stream, biased=biased),
-        *attention(prefix + "attn", bias, rows=rows, stream=stream, biased=biased),
+        norm(prefix + "attn_norm", "(bu)"),
+        *attention(prefix + "attn", bias),
+        merge(prefix + "merge_attn"),
+        norm(prefix + "ffn_norm", "(bu)"),
+        *linear(prefix + "ffn.up", "(bt)d, fd -> (bt)f"),
+        Part(prefix + "ffn.activate", "(bt)f -> (bt)f"),
+        *linear(prefix + "ffn.down", "(bt)f, df -> (bu)d"),
+        merge(prefix + "merge_ffn"),
+    )
+
+
+def gated_block(
+    prefix: str, bias: str, *, rows: str = "(bt)", stream: str = "(bu)", seen: str = "111"
+) -> Parts:
+    """A block with a gate and without biases; the arguments are those of `attention`."""
+    return (
+        norm(prefix + "attn_norm", stream, biased=False),
+        *attention(prefix + "attn", bias, rows=rows, stream=stream, seen=seen, biased=False),
         merge(prefix + "merge_attn", stream),
-        norm(prefix + "ffn_norm", stream, biased=biased),
-        *linear(prefix + "ffn.up", f"{rows}d, fd -> {rows}f", biased=biased),
-        Part(prefix + "ffn.activate", f"{rows}f -> {rows}f"),
-        *linear(prefix + "ffn.down", f"{rows}f, df -> {stream}d", biased=biased),
+        norm(prefix + "ffn_norm", stream, biased=False),
+        *linear(prefix + "ffn.gate", f"{rows}d, fd -> {rows}f", biased=False),
+        *linear(prefix + "ffn.up", f"{rows}d, fd -> {rows}f", biased=False),
+        Part(prefix + "ffn.act", f"{rows}f, {rows}f -> {rows}f"),
+        *linear(prefix + "ffn.down", f"{rows}f, df -> {stream}d", biased=False),
         merge(prefix + "merge_ffn", stream),
     )
 
 
-def encoder(path: str, *, rows: str = "(bt)", stream: str = "(bu)") -> Parts:
+def encoder(path: str) -> Parts:
     """The parts of `mindplm.nn.encoder.Encoder`."""
-    length = rows.strip("(b)")
-    tokens, square = "b" + length, f"b1{length}{length}"
     return (
-        Part(path + "embed.gather", f"vd, {tokens} -> {tokens}d"),
-        Part(path + "positions.gather", f"pd, {tokens} -> {tokens}d"),
-        Part(path + "types.gather", f"yd, {tokens} -> {tokens}d"),
-        merge(path + "add_positions", tokens),
-        merge(path + "add_types", tokens),
-        norm(path + "embed_norm", rows),
-        Part(path + "frame", f"{tokens} -> {square}, 111", (FLOAT, "dtype")),
-        *block(path + "blocks.{i}.", square, rows=rows, stream=stream),
+        Part(path + "embed.gather", "vd, bt -> btd"),
+        Part(path + "positions.gather", "pd, bt -> btd"),
+        Part(path + "types.gather", "yd, bt -> btd"),
+        merge(path + "add_positions", "bt"),
+        merge(path + "add_types", "bt"),
+        norm(path + "embed_norm", "(bt)"),
+        Part(path + "frame", "bt -> b1tt, 111", (FLOAT, "dtype")),
+        *block(path + "blocks.{i}.", "b1tt"),
     )
 
 
@@ -146,11 +168,23 @@ def encoder_weights(path: str) -> Weights:
     }
 
 
-PICK = Part("model.pick", "(bt)d, bm, bm -> (bm)d, (bm)", ("dtype", INT))
+def pick(path: str = "model.pick") -> Part:
+    """The rows that have a target, and the labels of all places."""
+    return Part(path, "(bt)d, bm, bm -> (bm)d, (bm)", ("dtype", INT))
 
 
-def loss(rows: str = "(bm)", bias: str = "") -> Parts:
-    """The losses of rows under a table, and their sum; bias: axes of the classes' biases."""
+def loss(rows: str = "(bm)", bias: str = "", ends: Sequence[str] = (FINISH,)) -> Parts:
+    """The losses of rows under a table, and their sum.
+
+    Args:
+        rows: Axis of what is projected.
+        bias: Axes of the classes' biases; "": there are none.
+        ends: What may close the losses: FINISH, or EXTENDED where there are extra classes.
+    """
+    closing = {
+        FINISH: f"{rows}d, {rows}d, {rows}1, {rows}1 -> {rows}",
+        EXTENDED: f"{rows}d, ed, 1, {rows}, {rows}d, {rows}1, {rows}1 -> {rows}",
+    }
     biased = (
         Part("nll.add_bias", f"{rows}v, {bias} -> {rows}v"),
         Part("nll.column", f"{bias} -> v1"),
@@ -166,15 +200,11 @@ def loss(rows: str = "(bm)", bias: str = "") -> Parts:
         Part("nll.total", f"{rows}v -> {rows}1"),
         Part("nll.in_table", f"{rows} -> {rows}"),
         Part("nll.gather", f"vd, {rows} -> {rows}d"),
-        Part("nll.finish", f"{rows}d, {rows}d, {rows}1, {rows}1 -> {rows}", (FLOAT,)),
+        *(Part(end, closing[end], (FLOAT,)) for end in ends),
         *(biased if bias else ()),
         Part("weigh", f"{rows}, {rows}, n -> {rows}"),
         Part("total", f"{rows} -> "),
     )
-
-
-EXTENDED = Part("nll.close", "(bm)d, ed, 1, (bm), (bm)d, (bm)1, (bm)1 -> (bm)", (FLOAT,))
-"""Instead of `nll.finish` where there are extra classes."""
 
 
 # --- weights --------------------------------------------------------------------------------------
@@ -204,6 +234,23 @@ def block_weights(prefix: str) -> Weights:
     }
 
 
+def plain_attention_weights(path: str) -> Weights:
+    """Projections without biases."""
+    return {**{f"{path}.{name}.weight": "(hk)d" for name in "qkv"}, path + ".o.weight": "d(hk)"}
+
+
+def gated_block_weights(prefix: str) -> Weights:
+    """A block with a gate and without biases."""
+    return {
+        prefix + "attn_norm.weight": "d",
+        **plain_attention_weights(prefix + "attn"),
+        prefix + "ffn_norm.weight": "d",
+        prefix + "ffn.gate.weight": "fd",
+        prefix + "ffn.up.weight": "fd",
+        prefix + "ffn.down.weight": "df",
+    }
+
+
 # --- causal models --------------------------------------------------------------------------------
 
 
@@ -215,6 +262,7 @@ def causal(*, final_norm: bool, extended: bool) -> ShardPlan:
         extended: Whether the rows of the table of positions may be classes too.
     """
     last = (norm("model.final_norm", "(bu)"),) if final_norm else ()
+    ends = (FINISH, EXTENDED) if extended else (FINISH,)
     return plan(
         (
             Part("model.embed.gather", "vd, bt -> btd"),
@@ -223,9 +271,8 @@ def causal(*, final_norm: bool, extended: bool) -> ShardPlan:
             Part("model.frame", "bt -> b1tt, 111", (FLOAT, "dtype")),
             *block("model.blocks.{i}.", "b1tt"),
             *last,
-            PICK,
-            *loss(),
-            *((EXTENDED,) if extended else ()),
+            pick(),
+            *loss(ends=ends),
         ),
         {
             "embed.weight": "vd",
@@ -237,5 +284,5 @@ def causal(*, final_norm: bool, extended: bool) -> ShardPlan:
             **dict.fromkeys(("ids", "positions", "spans"), "bt"),
             **dict.fromkeys(("target_pos", "targets"), "bm"),
         },
-        ("nll.finish", "nll.close") if extended else (),
+        ends if extended else (),
     )

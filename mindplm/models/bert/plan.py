@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from mindplm.models.plans import (
-    PICK,
     Part,
     encoder,
     encoder_weights,
     linear,
     loss,
     norm,
+    pick,
     plan,
     with_bias,
 )
@@ -17,7 +17,7 @@ from mindplm.models.plans import (
 PLAN = plan(
     (
         *encoder("model.encoder."),
-        PICK,
+        pick(),
         *linear("model.head.dense", "(bm)d, gd -> (bm)g"),
         Part("model.head.activate", "(bm)d -> (bm)d"),
         norm("model.head.norm", "(bm)"),

@@ -7,17 +7,21 @@ classes, c rows of the bias table, n numbers of a step.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
-
 from mindplm.models.cpm_bee.config import CpmBeeConfig, parameter_shapes
-from mindplm.shards import Part, ShardPlan, Unit, vocab_rows
-
-if TYPE_CHECKING:
-    from mindplm.config import ParallelConfig
-
-_BLOCK = "model.blocks.{i}."
-_FLOAT, _INT = "float32", "int32"
+from mindplm.models.plans import (
+    AXES,
+    EXTENDED,
+    FLOAT,
+    INT,
+    Part,
+    gated_block,
+    gated_block_weights,
+    loss,
+    norm,
+    pick,
+    units,
+)
+from mindplm.shards import ShardPlan
 
 _PARTS = (
     Part("model.embed.rows.gather", "vd, bt -> btd"),
@@ -25,50 +29,16 @@ _PARTS = (
     Part(
         "model.frames.{i}.geometry",
         "bt, bt, bt, bt, bt, bt, b, br -> btt, btt, bt1",
-        (_INT, "bool_", "dtype"),
+        (INT, "bool_", "dtype"),
     ),
-    Part("model.frames.{i}.bias", "ch, btt, btt -> bhtt", (_FLOAT,)),
-    Part(_BLOCK + "attn_norm.norm", "(bu)d, d -> (bu)d"),
-    Part(_BLOCK + "attn.q.matmul", "(bt)d, (hk)d -> (bt)(hk)"),
-    Part(_BLOCK + "attn.k.matmul", "(bt)d, (hk)d -> (bt)(hk)"),
-    Part(_BLOCK + "attn.v.matmul", "(bt)d, (hk)d -> (bt)(hk)"),
-    Part(_BLOCK + "attn.heads", "(bt)(hk), (bt)(hk), (bt)(hk), bhtt, bt1 -> (bt)(hk)"),
-    Part(_BLOCK + "attn.o.matmul", "(bt)(hk), d(hk) -> (bu)d"),
-    Part(_BLOCK + "merge_attn", "(bu)d, (bu)d -> (bu)d"),
-    Part(_BLOCK + "ffn_norm.norm", "(bu)d, d -> (bu)d"),
-    Part(_BLOCK + "ffn.gate.matmul", "(bt)d, fd -> (bt)f"),
-    Part(_BLOCK + "ffn.up.matmul", "(bt)d, fd -> (bt)f"),
-    Part(_BLOCK + "ffn.act", "(bt)f, (bt)f -> (bt)f"),
-    Part(_BLOCK + "ffn.down.matmul", "(bt)f, df -> (bu)d"),
-    Part(_BLOCK + "merge_ffn", "(bu)d, (bu)d -> (bu)d"),
-    Part("model.final_norm.norm", "(bu)d, d -> (bu)d"),
-    Part("pick", "(bt)d, bm, bm -> (bm)d, (bm)", ("dtype", _INT)),
+    Part("model.frames.{i}.bias", "ch, btt, btt -> bhtt", (FLOAT,)),
+    *gated_block("model.blocks.{i}.", "bhtt", seen="bt1"),
+    norm("model.final_norm", "(bu)", biased=False),
+    pick("pick"),
     Part("ext_rows.gather", "vd, e -> ed"),
     Part("ext_rows.rotate", "ed, e -> ed"),
-    Part("nll.scaled", "(bm)d -> (bm)d"),
-    Part("nll.product", "(bm)d, vd -> (bm)v"),
-    Part("nll.real", "(bm)v, v -> (bm)v", (_FLOAT,)),
-    Part("nll.top", "(bm)v -> (bm)1"),
-    Part("nll.exp", "(bm)v, (bm)1 -> (bm)v"),
-    Part("nll.total", "(bm)v -> (bm)1"),
-    Part("nll.in_table", "(bm) -> (bm)"),
-    Part("nll.gather", "vd, (bm) -> (bm)d"),
-    Part(
-        "nll.close",
-        "(bm)d, ed, 1, (bm), (bm)d, (bm)1, (bm)1 -> (bm)",
-        (_FLOAT,),
-    ),
-    Part("weigh", "(bm), (bm), n -> (bm)"),
-    Part("total", "(bm) -> "),
+    *loss(ends=(EXTENDED,)),
 )
-
-
-def _units(config: CpmBeeConfig, parallel: ParallelConfig) -> Mapping[str, Unit]:
-    return {
-        "h": Unit("model.num_heads", config.num_heads),
-        "f": Unit("model.ffn_size", config.ffn_size),
-        "v": Unit("parallel.vocab_rows", vocab_rows(config.vocab_size, parallel)),
-    }
 
 
 def _block_costs(config: CpmBeeConfig) -> list[int]:
@@ -81,19 +51,11 @@ def _block_costs(config: CpmBeeConfig) -> list[int]:
 
 
 PLAN = ShardPlan(
-    axes={"b": "data", "h": "model", "f": "model", "v": "model", "u": "sequence"},
+    axes=AXES,
     weights={
         "embed.weight": "vd",
         "position_bias.weight": "ch",
-        "blocks.{i}.attn_norm.weight": "d",
-        "blocks.{i}.attn.q.weight": "(hk)d",
-        "blocks.{i}.attn.k.weight": "(hk)d",
-        "blocks.{i}.attn.v.weight": "(hk)d",
-        "blocks.{i}.attn.o.weight": "d(hk)",
-        "blocks.{i}.ffn_norm.weight": "d",
-        "blocks.{i}.ffn.gate.weight": "fd",
-        "blocks.{i}.ffn.up.weight": "fd",
-        "blocks.{i}.ffn.down.weight": "df",
+        **gated_block_weights("blocks.{i}."),
         "final_norm.weight": "d",
     },
     parts=_PARTS,
@@ -103,7 +65,7 @@ PLAN = ShardPlan(
         **{"length": "b", "segment_rel": "br", "target_pos": "bm", "targets": "bm"},
         **{"ext_ids": "e", "ext_sub": "e", "num_ext": "1"},
     },
-    units=_units,
+    units=units,
     block_costs=_block_costs,
     homes={"embed.weight": "ends", "position_bias.weight": "all"},
 )

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from mindplm.models.plans import (
     FLOAT,
-    PICK,
     Part,
     attention,
     attention_weights,
@@ -18,6 +17,7 @@ from mindplm.models.plans import (
     loss,
     merge,
     norm,
+    pick,
     plan,
     with_bias,
 )
@@ -41,7 +41,7 @@ PLAN = plan(
         merge(_BLOCK + "merge_cross"),
         norm(_BLOCK + "cross_norm", "(bu)"),
         Part("model.branch", "(bt)d, (bt)d, b -> (bt)d"),
-        PICK,
+        pick(),
         *loss(bias="1v"),
     ),
     {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mindspore as ms
 from mindspore import nn, ops
 
 from mindplm.nn.kernels import mask_bias
@@ -59,9 +60,18 @@ def causal_mask(spans_bt):
     Returns:
         Boolean [B, T, T].
     """
-    order = ops.arange(spans_bt.shape[1])
-    earlier = order.expand_dims(0) <= order.expand_dims(1)
-    return ops.logical_and(span_mask(spans_bt), earlier.expand_dims(0))
+    return ops.logical_and(span_mask(spans_bt), earlier_mask(spans_bt.shape[1]).expand_dims(0))
+
+
+def earlier_mask(num: int):
+    """Boolean [T, T] for T positions, true for keys that are not behind the query."""
+    order_t = ops.arange(num).astype(ms.int32)
+    return order_t.expand_dims(0) <= order_t.expand_dims(1)
+
+
+def memory_bias(real_bs):
+    """fp32 bias [B, 1, 1, S] that hides padding, where real_bs is 0."""
+    return mask_bias((real_bs != 0).expand_dims(1))
 
 
 class SpanFrame(nn.Cell):
@@ -87,5 +97,4 @@ class MemoryFrame(nn.Cell):
 
     def construct(self, ids_bt, real_bs):
         batch, num = ids_bt.shape
-        bias_b11s = mask_bias((real_bs != 0).expand_dims(1))
-        return bias_b11s.broadcast_to((batch, 1, num, real_bs.shape[1]))
+        return memory_bias(real_bs).broadcast_to((batch, 1, num, real_bs.shape[1]))

@@ -12,6 +12,7 @@ from mindplm.models.cpt.cell import Cpt
 from mindplm.models.cpt.config import OFFSET
 from mindplm.nn.decoder import first_token, next_token
 from mindplm.nn.kernels import mask_bias
+from mindplm.nn.mask import memory_bias
 
 
 class CptPrefill(nn.Cell):
@@ -34,7 +35,7 @@ class CptPrefill(nn.Cell):
         first_b1 = ops.full_like(start_b1, OFFSET)
         x_b1d = model.decoder.start(model.encoder.embed(start_b1), first_b1)
         bias = ops.zeros((1, 1, 1, 1), ms.float32)
-        across = mask_bias((real_bs != 0).expand_dims(1))
+        across = memory_bias(real_bs)
         x_b1d, own, fixed = first_token(model.decoder.blocks, x_b1d, bias, memory_bsd, across)
         return (model.project(x_b1d[:, 0]), *own, *fixed)
 
@@ -54,7 +55,7 @@ class CptStep(nn.Cell):
         model = self.model
         places_s = ops.arange(old[0].shape[2]).astype(ms.int32)
         bias = mask_bias((places_s <= slot_1).reshape((1, 1, -1)))
-        across = mask_bias((real_bs != 0).expand_dims(1))
+        across = memory_bias(real_bs)
         words_b1d = model.encoder.embed(ids_b.expand_dims(1))
         x_b1d = model.decoder.start(words_b1d, slot_1.expand_dims(0) + OFFSET)
         blocks = model.decoder.blocks

@@ -20,7 +20,7 @@ from mindplm.nn.feed_forward import FeedForward, GatedFeedForward
 from mindplm.nn.kernels import gelu_tanh, mask_bias
 from mindplm.nn.layers import Embedding, Flatten, Linear, RMSNorm, parameter
 from mindplm.nn.loss import IGNORE, Labels, TokenNll, masked_sums
-from mindplm.nn.mask import MemoryFrame
+from mindplm.nn.mask import MemoryFrame, earlier_mask, memory_bias
 from mindplm.nn.position import distance_buckets
 from mindplm.nn.table_loss import ShardedLoss
 
@@ -76,7 +76,7 @@ class Frame(nn.Cell):
         if self.bidirectional:
             hidden = memory_bias(real_bt)
         else:
-            hidden = mask_bias((order_t.expand_dims(0) <= order_t.expand_dims(1)).expand_dims(0))
+            hidden = mask_bias(earlier_mask(real_bt.shape[1]).expand_dims(0))
         bias = self.lookup(table_ch, order_t, order_t) + hidden
         return bias, ops.ones((1, 1, 1), self.dtype)
 
@@ -245,11 +245,6 @@ class T5(nn.Cell):
     def project(self, hidden_nd):
         """Scores of all classes, fp32 [N, V]."""
         return self.matmul(hidden_nd * self.scale, self.table()).astype(ms.float32)
-
-
-def memory_bias(real_bs):
-    """fp32 bias [B, 1, 1, S] that hides padding."""
-    return mask_bias((real_bs != 0).expand_dims(1))
 
 
 class T5Loss(nn.Cell):

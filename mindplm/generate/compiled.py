@@ -9,43 +9,40 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from mindplm.graph_cache import GraphCache
+from mindplm.nn.cache import take_rows
+
+
+def _longer(cache_bhtk, length: int):
+    """With zeros behind the entries that are there."""
+    num_rows, num_heads, width, head_dim = cache_bhtk.shape
+    if width == length:
+        return cache_bhtk
+    rest = ops.zeros((num_rows, num_heads, length - width, head_dim), cache_bhtk.dtype)
+    return ops.concat((cache_bhtk, rest), 2)
 
 
 class _Start(nn.Cell):
-    """Reads the prompts and spreads their keys and values over the rows of a longer cache."""
+    """Reads the prompts; their keys and values get the length that all prompts of a call have.
 
-    def __init__(self, prefill: nn.Cell):
+    Args:
+        prefill: See `CompiledNetwork`.
+        shares: Whether the rows of a prompt share its keys and values. Otherwise they are spread
+            over the rows, with room for what is written behind them.
+    """
+
+    def __init__(self, prefill: nn.Cell, *, shares: bool):
         super().__init__(auto_prefix=False)
-        self.prefill = prefill
-
-    def construct(self, rows_r, first_s, rest_s, *columns):
-        outputs = self.prefill(*columns)
-        num_rows, cache_len = rows_r.shape[0], first_s.shape[0] + rest_s.shape[0]
-        caches: tuple[Tensor, ...] = ()
-        for cache_bhtk in outputs[1:]:
-            num_heads, width, head_dim = cache_bhtk.shape[1:]
-            rest = (num_rows, num_heads, cache_len - width, head_dim)
-            rows_rhtk = ops.gather(cache_bhtk, rows_r, 0)
-            caches += (ops.concat((rows_rhtk, ops.zeros(rest, cache_bhtk.dtype)), 2),)
-        return (outputs[0].astype(ms.float32),) + caches
-
-
-class _Lengthen(nn.Cell):
-    """Reads the prompts; their keys and values get the length that all prompts of a call have."""
-
-    def __init__(self, prefill: nn.Cell):
-        super().__init__(auto_prefix=False)
-        self.prefill = prefill
+        self.prefill, self.shares = prefill, shares
 
     def construct(self, rows_r, first_s, rest_s, *columns):
         outputs = self.prefill(*columns)
         caches: tuple[Tensor, ...] = ()
         for cache_bhtk in outputs[1:]:
-            batch, num_heads, width, head_dim = cache_bhtk.shape
-            if width < first_s.shape[0]:
-                rest = (batch, num_heads, first_s.shape[0] - width, head_dim)
-                cache_bhtk = ops.concat((cache_bhtk, ops.zeros(rest, cache_bhtk.dtype)), 2)
-            caches += (cache_bhtk,)
+            if self.shares:
+                caches += (_longer(cache_bhtk, first_s.shape[0]),)
+            else:
+                rows_rhtk = take_rows(cache_bhtk, rows_r)
+                caches += (_longer(rows_rhtk, first_s.shape[0] + rest_s.shape[0]),)
         return (outputs[0].astype(ms.float32),) + caches
 
 
@@ -75,7 +72,7 @@ class CompiledNetwork:
 
     def __init__(self, prefill: nn.Cell, step: nn.Cell, cache: GraphCache | None = None):
         self._shares = getattr(prefill, "shares_prompts", False)
-        self._start = _Lengthen(prefill) if self._shares else _Start(prefill)
+        self._start = _Start(prefill, shares=self._shares)
         self._step = _Step(step)
         self._cache = cache or GraphCache("", None)
 

@@ -28,6 +28,11 @@ def order_of(ids_bt):
     return ops.arange(ids_bt.shape[1]).astype(ms.int32).expand_dims(0)
 
 
+def orders_of(ids_bt):
+    """The same for every row, [B, T]."""
+    return ops.zeros_like(ids_bt) + order_of(ids_bt)
+
+
 class Order(nn.Cell):
     """Rows of the decoder's table of positions for whole rows, int32 [1, T]."""
 
@@ -96,8 +101,7 @@ class Source(nn.Cell):
     """
 
     def construct(self, ids_bt):
-        order = ops.zeros_like(ids_bt) + order_of(ids_bt)
-        return ops.ones_like(ids_bt), order, (ids_bt != 0).astype(ms.int32)
+        return ops.ones_like(ids_bt), orders_of(ids_bt), (ids_bt != 0).astype(ms.int32)
 
 
 class Branch(nn.Cell):
@@ -138,8 +142,7 @@ class Cpt(nn.Cell):
 
     def states(self, ids_bs, types_bs, spans_bs):
         """Output of the encoder's embedding and of each of its blocks."""
-        order = ops.zeros_like(ids_bs) + order_of(ids_bs)
-        return self.encoder(ids_bs, types_bs, order, spans_bs)
+        return self.encoder(ids_bs, types_bs, orders_of(ids_bs), spans_bs)
 
     def write(self, decoder_ids_bt, decoder_spans_bt, memory_bsd, spans_bs):
         """Output of the writing decoder's embedding and of each of its blocks."""
@@ -155,17 +158,21 @@ class Cpt(nn.Cell):
             spans_bs: int32, 1 for tokens, 0 for padding.
             decoder_ids_bt: int32 input of the writing decoder.
         """
-        states = self.states(ids_bs, types_bs, spans_bs)
+        order = orders_of(ids_bs)
+        ones = ops.ones_like(decoder_ids_bt)
+        return self.branches(ids_bs, types_bs, order, spans_bs, decoder_ids_bt, ones)
+
+    def branches(self, ids_bs, types_bs, order_bs, spans_bs, decoder_ids_bt, decoder_spans_bt):
+        """What `construct` gives, from positions and spans that are there already."""
+        states = self.encoder(ids_bs, types_bs, order_bs, spans_bs)
         memory = states[self.shared]
-        written = self.write(decoder_ids_bt, ops.ones_like(decoder_ids_bt), memory, spans_bs)
-        return states[-1], written[-1]
+        return states[-1], self.write(decoder_ids_bt, decoder_spans_bt, memory, spans_bs)[-1]
 
     def own_branch(self, ids_bt, decoder_ids_bt, writes_b):
         """States [B, T, D] of each row's own decoder; padding of ids is 0, types are 1."""
         ones_bt, order_bt, spans_bt = self.source(ids_bt)
-        states = self.encoder(ids_bt, ones_bt, order_bt, spans_bt)
-        written = self.write(decoder_ids_bt, ones_bt, states[self.shared], spans_bt)
-        return self.branch(states[-1], written[-1], writes_b)
+        columns = (ids_bt, ones_bt, order_bt, spans_bt, decoder_ids_bt, ones_bt)
+        return self.branch(*self.branches(*columns), writes_b)
 
     def wanted(self, ids_bt, decoder_ids_bt, writes_b, target_pos_bp, targets_bp):
         """The states that have a target, [B * P, D], and the labels, [B * P]."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from mindplm.families import family
@@ -86,8 +86,7 @@ def plan(config: RunConfig, rank: int = 0) -> Memory:
     held = sum(map(math.prod, held_shapes(parts.part("plan"), config, shapes, rank).values()))
     alone = replace(config, parallel=replace(parallel, optimizer_shard=False))
     whole = sum(map(math.prod, held_shapes(parts.part("plan"), alone, shapes, rank).values()))
-    nothing = _Activations(*(0,) * len(fields(_Activations)))
-    counts = _Activations.of(config, rank) if config.family in COUNTED else nothing
+    counts = _Activations.of(config, rank) if config.family in COUNTED else _Activations()
     half = width < _FULL
     return Memory(
         weights=width * held,
@@ -127,16 +126,16 @@ class _Activations:
         passes: Micro-batches whose activations are there at once.
     """
 
-    stream: int
-    attention: int
-    scores: int
-    inner: int
-    pairs: int
-    logits: int
-    attentions: int
-    inners: int
-    blocks: int
-    passes: int
+    stream: int = 0
+    attention: int = 0
+    scores: int = 0
+    inner: int = 0
+    pairs: int = 0
+    logits: int = 0
+    attentions: int = 0
+    inners: int = 0
+    blocks: int = 0
+    passes: int = 0
 
     @classmethod
     def of(cls, config: RunConfig, rank: int) -> _Activations:

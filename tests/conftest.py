@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -19,6 +21,11 @@ def _golden() -> Path:
 GOLDEN = _golden()
 _data = GOLDEN.parent / "data"
 SHARED_DATA: Path | None = _data if _data.is_dir() else None
+
+
+SELDOM = pytest.mark.skipif(
+    not os.environ.get("MINDPLM_ALL_FAMILIES"), reason="MINDPLM_ALL_FAMILIES=1 runs all families"
+)
 
 
 def golden_dirs(family: str, pattern: str) -> list[Path]:

@@ -6,11 +6,11 @@ the others too.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 import tiny_run
+from conftest import SELDOM
 from test_data_parallel import assert_near, assert_near_weights, launch, losses
 
 from mindplm import families, train
@@ -29,11 +29,8 @@ optim: {{lr: 2e-3, eps: 1e-3, schedule: constant}}
 train: {{output: "{folder}/one", steps: {steps}, batch_size: 4, log_every: 1,
   save_every: {saved}, keep_last: 0}}
 """
-REST = pytest.mark.skipif(
-    not os.environ.get("MINDPLM_ALL_FAMILIES"), reason="MINDPLM_ALL_FAMILIES=1 runs all families"
-)
 NAMES = [
-    pytest.param(name, marks=() if name in DEFAULT else REST)
+    pytest.param(name, marks=() if name in DEFAULT else SELDOM)
     for name in families.FAMILIES
     if name != "cpm_bee"  # that is test_data_parallel
 ]

@@ -71,6 +71,7 @@ ALIASES = {
     "cli_fill": "cli",
     "cli_measure": "cli",
     "launch_job": "launch",
+    "family": "families",
 }
 # Importing these, and so all that they import, must not load MindSpore.
 FREE = [

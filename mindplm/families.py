@@ -16,7 +16,7 @@ from mindplm import assets, config_head, shards
 from mindplm import config as settings
 from mindplm.config_task import read_task
 from mindplm.errors import ConfigError, VocabError
-from mindplm.family import Family as Family
+from mindplm.family import Family
 from mindplm.yaml_io import load_plain
 
 

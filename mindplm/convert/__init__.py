@@ -24,6 +24,7 @@ from mindplm.convert.report import (
     watched,
 )
 from mindplm.errors import CheckpointError, ConfigError
+from mindplm.family import Family
 from mindplm.runtime import log
 from mindplm.tensors import LazyArray
 from mindplm.tokenizers.bpe import WITH_MARKS
@@ -92,7 +93,7 @@ def convert(
 def _to_ours(
     source: Path,
     out: Path,
-    entry: families.Family,
+    entry: Family,
     family: str,
     dtype: str,
     given: tuple[str | Path | None, str | Path | None, str | None],
@@ -162,9 +163,7 @@ def _compared(
     return count
 
 
-def _tokenizer(
-    entry: families.Family, folder: Path, given: str | Path | None, words: str | None
-) -> Any:
+def _tokenizer(entry: Family, folder: Path, given: str | Path | None, words: str | None) -> Any:
     names = entry.vocab_files
     places = [Path(given)] if given is not None else [folder / name for name in names]
     found = [path for path in places if path.is_file()]
@@ -177,7 +176,7 @@ def _tokenizer(
 
 
 def _model(
-    entry: families.Family,
+    entry: Family,
     family: str,
     theirs: Mapping[str, LazyArray],
     flavour: str,
@@ -207,7 +206,7 @@ def _model(
     )
 
 
-def _read_config(path: Path, entry: families.Family, family: str) -> Any:
+def _read_config(path: Path, entry: Family, family: str) -> Any:
     if path.stat().st_size > _MAX_CONFIG:
         raise ConfigError(f"{path} is too large for a configuration")
     try:
@@ -237,11 +236,11 @@ def _dropped(rules: Sequence[Rule], theirs: Mapping[str, LazyArray]) -> tuple[st
 # --- ours to theirs -------------------------------------------------------------------------------
 
 
-def _layouts(entry: families.Family) -> list[FileLayout]:
+def _layouts(entry: Family) -> list[FileLayout]:
     return list(entry.part("layouts").values()) if entry.layouts_ref else []
 
 
-def _flavour_of(back: str, entry: families.Family) -> tuple[str, FileLayout | None, int]:
+def _flavour_of(back: str, entry: Family) -> tuple[str, FileLayout | None, int]:
     """A flavour, its own layout of files if it has one, and the number of shards asked for."""
     flavour, _, number = back.partition(":")
     layout = entry.part("layouts").get(flavour) if entry.layouts_ref else None
@@ -254,7 +253,7 @@ def _flavour_of(back: str, entry: families.Family) -> tuple[str, FileLayout | No
     return flavour, layout, int(number or 0)
 
 
-def _vocab_back(saved: checkpoint.Checkpoint, entry: families.Family, flavour: str) -> Any:
+def _vocab_back(saved: checkpoint.Checkpoint, entry: Family, flavour: str) -> Any:
     """The vocabulary files that go beside the original's tensors."""
     if not entry.vocab_back_ref:
         return {name: (saved.folder / name).read_bytes() for name in saved.tokenizer_files}

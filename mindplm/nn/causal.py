@@ -14,10 +14,9 @@ from mindspore import Tensor, nn, ops
 from mindplm.nn.block import Merge
 from mindplm.nn.cache import read_rows, read_token
 from mindplm.nn.dropout import Dropout
-from mindplm.nn.kernels import mask_bias
 from mindplm.nn.layers import Embedding, Flatten
 from mindplm.nn.loss import IGNORE, Pick, ProjectedNll, TokenNll, masked_sums
-from mindplm.nn.mask import SpanFrame
+from mindplm.nn.mask import SpanFrame, memory_bias
 
 
 class CausalModel(nn.Cell):
@@ -172,7 +171,7 @@ class CausalStep(nn.Cell):
     def construct(self, ids_b, positions_b, slot_1, filled_bs, parents_b, *old):
         model = self.model
         x_b1d = model.start(ids_b, positions_b).expand_dims(1)
-        bias = mask_bias((filled_bs != 0).expand_dims(1))
+        bias = memory_bias(filled_bs)
         x_b1d, caches = read_token(model.blocks, x_b1d, bias, parents_b, slot_1, old)
         return (model.project(model.end(x_b1d[:, 0])), *caches)
 

@@ -26,9 +26,9 @@ def packed_mask(context_bt, sample_ids_bt, spans_bt, length_b):
     num = context_bt.shape[1]
     order = ops.arange(num).astype(length_b.dtype)
     real = order.expand_dims(0) < length_b.expand_dims(1)
-    causal = order.expand_dims(0) <= order.expand_dims(1)
     query, key = context_bt.expand_dims(2), context_bt.expand_dims(1)
-    sees = ops.logical_or(key, ops.logical_and(ops.logical_not(query), causal.expand_dims(0)))
+    earlier = earlier_mask(num).expand_dims(0)
+    sees = ops.logical_or(key, ops.logical_and(ops.logical_not(query), earlier))
     sample_q, sample_k = sample_ids_bt.expand_dims(2), sample_ids_bt.expand_dims(1)
     sample = ops.logical_or(sample_q == 0, sample_q == sample_k)
     span = spans_bt.expand_dims(2) == spans_bt.expand_dims(1)

@@ -13,7 +13,8 @@ from mindspore import Tensor, ops
 from mindplm.config import OptimConfig, RuntimeConfig
 from mindplm.data.kinds import Draws
 from mindplm.data.packing import PLACEHOLDER, RowShape
-from mindplm.families import Family, family
+from mindplm.families import family
+from mindplm.family import Family
 from mindplm.generate.model import Model
 from mindplm.nn.dropout import Moment, turn_on
 from mindplm.nn.init import initialise

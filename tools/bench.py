@@ -15,6 +15,7 @@ from benchmarks import (
     compile,
     convert,
     generate,
+    kernels,
     load,
     machine,
     preprocess,
@@ -36,6 +37,7 @@ VERBS = {
     "compile": compile,
     "scaling": scaling,
     "roofline": roofline,
+    "kernels": kernels,
 }
 
 

@@ -10,7 +10,7 @@ import mindspore as ms
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Zero
 
-from mindplm.nn.kernels import column_sum, row_sum, spread
+from mindplm.nn.kernels import column_sum, projected, row_sum, spread
 
 
 def parameter(shape: tuple[int, ...], dtype, std: float | None) -> Parameter:
@@ -42,7 +42,7 @@ class Linear(nn.Cell):
         self.num_in, self.num_out = num_in, num_out
 
     def construct(self, x):
-        y = self.matmul(x.reshape((-1, self.num_in)), self.weight)
+        y = projected(self.matmul, x.reshape((-1, self.num_in)), self.weight)
         if self.has_bias:
             y = self.add_bias(y, self.bias)
         return y.reshape(x.shape[:-1] + (self.num_out,))

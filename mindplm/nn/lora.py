@@ -15,6 +15,7 @@ from mindspore import Parameter, Tensor, nn
 from mindplm.errors import ConfigError
 from mindplm.nn.dropout import Dropout, salt_of, step_parameter
 from mindplm.nn.init import stream
+from mindplm.nn.kernels import projected
 from mindplm.nn.layers import Linear
 from mindplm.nn.values import from_arrays
 
@@ -51,7 +52,7 @@ class LoraLinear(nn.Cell):
 
     def construct(self, x):
         x_n = x.reshape((-1, self.num_in))
-        y_n = self.matmul(x_n, self.weight)
+        y_n = projected(self.matmul, x_n, self.weight)
         seen_n = self.dropout(x_n) if self.has_dropout else x_n
         y_n = y_n + self.matmul(self.matmul(seen_n, self.lora_a), self.lora_b) * self.scale
         return y_n.reshape(x.shape[:-1] + (self.num_out,))

@@ -251,13 +251,14 @@ def test_layer_norm_and_its_gradient():
         np.testing.assert_allclose(found.asnumpy(), expected, atol=1e-5)
 
 
-def test_a_linear_layer_with_bias_and_its_gradient():
+@pytest.mark.parametrize("rows", [(2, 3), (4, 5)], ids=["few", "turned round"])
+def test_a_linear_layer_with_bias_and_its_gradient(rows):
     layer = Linear(WIDTH, 5, bias=True, std=1.0, dtype=ms.float32)
     initialise(layer, 0)
     assert not layer.bias.asnumpy().any()
-    weight, bias, x = layer.weight.asnumpy(), normal(5, seed=2), normal(2, 3, WIDTH)
+    weight, bias, x = layer.weight.asnumpy(), normal(5, seed=2), normal(*rows, WIDTH)
     layer.bias.set_data(Tensor(bias))
-    probe = normal(2, 3, 5, seed=1)
+    probe = normal(*rows, 5, seed=1)
     np.testing.assert_allclose(layer(Tensor(x)).asnumpy(), x @ weight.T + bias, atol=1e-5)
     fixed = Tensor(probe)
 

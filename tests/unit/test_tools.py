@@ -117,6 +117,29 @@ def test_bench_of_starts(words: tuple[str, ...]) -> None:
         assert len(figures) and all(value > 0 for value in figures.values()), row
 
 
+def test_bench_of_kernels_checks_both_sides() -> None:
+    done = run("bench.py", "kernels", "--scale", "16", "--runs", "1", "--json")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)["results"]
+    assert len({row["what"] for row in rows}) == len(rows) > 9
+    for row in rows:
+        assert row["ours faster"] == row["framework ms"] / row["ours ms"] > 0
+        assert 0 <= row["difference"] < 1e-4
+
+
+def test_bench_of_the_machine_and_the_products_of_a_step() -> None:
+    sizes = ("--size", "64", "--preset", "tiny", "--vocab-size", "300", "--products", "1", "16")
+    done = run("bench.py", "roofline", *sizes, "--runs", "1", "--json")
+    assert done.returncode == 0, done.stderr
+    machine, *products = json.loads(done.stdout)["results"]
+    assert machine["GFLOP/s"] > 0 and machine["read GB/s"] > 0
+    weights = 2 * (4 * 128 * 128 + 3 * 128 * 384) + 300 * 128
+    assert [row["rows"] for row in products] == [1, 16]
+    assert all(
+        row["weights GB"] == pytest.approx(4e-9 * weights) and row["ms"] > 0 for row in products
+    )
+
+
 def test_ratios_of_writing_are_of_medians_and_answers_must_agree() -> None:
     shape = generate.Shape(2, 1, 32, 10)
     ours = [

@@ -97,7 +97,8 @@ def shapes(args: argparse.Namespace) -> Iterator[Shape]:
                 yield Shape(size, beams, prompt, args.new)
 
 
-def _preset(args: argparse.Namespace) -> Any:
+def preset(args: argparse.Namespace) -> Any:
+    """Sizes of --preset with --vocab-size."""
     entry = families.family("cpm_bee")
     if args.preset not in entry.presets:
         raise UserError(f"--preset {args.preset}, accepted: {', '.join(entry.presets)}")
@@ -115,7 +116,7 @@ def _load(args: argparse.Namespace, settings: RuntimeConfig) -> tuple[Any, CpmBe
         cell = model.cell
     else:
         runtime.setup(settings)
-        config = _preset(args)
+        config = preset(args)
         tokenizer = vocabulary(args.vocab_size)
         cell = families.family("cpm_bee").part("cell")(
             config, runtime.compute_dtype(settings.dtype)
@@ -196,7 +197,7 @@ def read_bandwidth(tries: int = 7) -> float:
 
 def _in_turns(args: argparse.Namespace) -> list[Result]:
     """All sides, round by round; each must write the same as the others."""
-    config = _preset(args)
+    config = preset(args)
     if args.model or args.dtype != "float32" or config.no_attention or config.no_ffn:
         raise UserError("--torch has float32 presets with whole layers only, and no --model")
     if args.rounds < 1:

@@ -61,7 +61,7 @@ def cases(scale: int) -> Iterator[Case]:
     yield Case("sums of rows", _row_sum, _row_sum_ours, (normal(tokens, vocab),), False)
     yield Case("sums of columns", _column_sum, kernels.column_sum, (x_nf,), False)
     table_vd = normal(vocab, width)
-    yield Case("sum of squares", _sum_squares, kernels.sum_squares, (table_vd,), False)
+    yield Case("sum of squares", _sum_squares, kernels.sum_squares, (x_nd,), False)
     hidden = (normal(tokens, width), table_vd, below(vocab, tokens))
     yield Case("loss and projection", _loss, TokenNll(), hidden, True)
     for few in (8, 16):

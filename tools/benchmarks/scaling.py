@@ -137,8 +137,9 @@ def picture(results: list[Result]) -> bytes:
         points = list(_points(results, name))
         for line, key in enumerate(("tokens/s", "memory GB")):
             one: Any = axes[line][column]
-            one.plot([x for x, _ in points], [row[key] for _, row in points], "o-")
-            one.set_ylim(bottom=0)
+            heights = [row[key] for _, row in points]
+            one.plot([x for x, _ in points], heights, "o-")
+            one.set_ylim(0, 1.1 * max(heights, default=1.0))
             one.set_xscale("log", base=2)
             values = [x for x, _ in points]
             one.set_xticks(values, [f"{x:,}" for x in values], rotation=30)

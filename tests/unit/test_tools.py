@@ -140,6 +140,15 @@ def test_bench_of_the_machine_and_the_products_of_a_step() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [(("roofline", "--products", "0"), "--products 0"), (("kernels", "--scale", "99"), "1 to 16")],
+)
+def test_bench_refuses_sizes_that_are_none(words: tuple[str, ...], told: str) -> None:
+    done = run("bench.py", *words)
+    assert done.returncode == 2 and told in done.stderr and "Traceback" not in done.stderr
+
+
 def test_ratios_of_writing_are_of_medians_and_answers_must_agree() -> None:
     shape = generate.Shape(2, 1, 32, 10)
     ours = [

@@ -17,6 +17,7 @@ from benchmarks.generate import preset, read_bandwidth
 from benchmarks.machine import Result, spread, timed
 from mindplm import runtime
 from mindplm.config import RuntimeConfig
+from mindplm.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,6 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> list[Result]:
     """One row, and one for each number of rows."""
+    if min(args.products, default=1) < 1:
+        raise UserError(f"--products {min(args.products)}, expected at least 1")
     runtime.setup(RuntimeConfig(threads=args.threads))
     rate = matrix_rate(args.size, args.runs)
     results: list[Result] = [{"size": args.size, "GFLOP/s": rate / 1e9}]

@@ -17,6 +17,7 @@ from mindplm.generate.switch import Switch
 from mindplm.graph_cache import GraphCache
 from mindplm.merged import open_adapter, open_model
 from mindplm.nn.int8 import load_int8
+from mindplm.nn.layers import turn_products
 from mindplm.nn.values import load_model
 from mindplm.strict import to_plain
 
@@ -123,6 +124,7 @@ def from_cell(cell: Any, config: Any, family: str = "cpm_bee", compile_cache: st
     """
     parts = families.family(family)
     kept = GraphCache(compile_cache, [family, to_plain(config)], cell.get_parameters())
+    turn_products(cell)
     prefill, step = parts.part("decode")(cell)
     network = CompiledNetwork(prefill, step, kept)
     scorer = parts.part("scorer")(cell) if parts.scorer_ref else None

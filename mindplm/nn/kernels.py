@@ -216,14 +216,15 @@ def _turned(num_rows: int) -> bool:
     return ms.get_context("device_target") == "CPU" and 12 <= num_rows <= 64
 
 
-def projected(product, x_nd, weight_od):
+def projected(product, x_nd, weight_od, may_turn: bool):
     """x W^T by a product that transposes its second operand, a `MatMul(transpose_b=True)`.
 
-    On CPU it is the transpose of W x^T for 12 to 64 rows, as a batch that writes has them: with the
-    few rows in front oneDNN takes up to four times as long (16 rows, W of 768 x 2,048). For fewer
-    rows both ways take as long as it takes to read W.
+    On CPU it may be the transpose of W x^T for 12 to 64 rows, as a batch that writes has them: with
+    the few rows in front oneDNN takes up to four times as long (16 rows, W of 768 x 2,048). For
+    fewer rows both ways take as long as it takes to read W. A product that is cut over devices
+    must keep its operands' places.
     """
-    if _turned(x_nd.shape[0]):
+    if may_turn and _turned(x_nd.shape[0]):
         return product(weight_od, x_nd).transpose((1, 0))
     return product(x_nd, weight_od)
 

@@ -38,14 +38,21 @@ class Linear(nn.Cell):
         if bias:
             self.bias = parameter((num_out,), dtype, 0.0)
             self.add_bias = AddBias()
-        self.matmul = ops.MatMul(transpose_b=True)
+        self.matmul, self.may_turn = ops.MatMul(transpose_b=True), False
         self.num_in, self.num_out = num_in, num_out
 
     def construct(self, x):
-        y = projected(self.matmul, x.reshape((-1, self.num_in)), self.weight)
+        y = projected(self.matmul, x.reshape((-1, self.num_in)), self.weight, self.may_turn)
         if self.has_bias:
             y = self.add_bias(y, self.bias)
         return y.reshape(x.shape[:-1] + (self.num_out,))
+
+
+def turn_products(network: nn.Cell) -> None:
+    """Lets projections choose the faster order of their operands, for a network that writes."""
+    for _, cell in network.cells_and_names():
+        if hasattr(cell, "may_turn"):
+            cell.may_turn = True
 
 
 class AddBias(nn.Cell):

@@ -44,7 +44,7 @@ class LoraLinear(nn.Cell):
         dtype = linear.weight.dtype
         self.lora_a = Parameter(Tensor(np.zeros((rank, linear.num_in), np.float32), dtype))
         self.lora_b = Parameter(Tensor(np.zeros((linear.num_out, rank), np.float32), dtype))
-        self.matmul = linear.matmul
+        self.matmul, self.may_turn = linear.matmul, linear.may_turn
         self.num_in, self.num_out = linear.num_in, linear.num_out
         self.scale = scale
         self.has_dropout = dropout is not None
@@ -52,7 +52,7 @@ class LoraLinear(nn.Cell):
 
     def construct(self, x):
         x_n = x.reshape((-1, self.num_in))
-        y_n = projected(self.matmul, x_n, self.weight)
+        y_n = projected(self.matmul, x_n, self.weight, self.may_turn)
         seen_n = self.dropout(x_n) if self.has_dropout else x_n
         y_n = y_n + self.matmul(self.matmul(seen_n, self.lora_a), self.lora_b) * self.scale
         return y_n.reshape(x.shape[:-1] + (self.num_out,))

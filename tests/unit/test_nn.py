@@ -14,7 +14,7 @@ from mindplm.models.cpm_bee.cell import MaskedBias, bias_rows
 from mindplm.nn.attention import Attention
 from mindplm.nn.init import initialise
 from mindplm.nn.kernels import MASKED, Softmax, gelu, masked, row_sum, spread, sum_squares, swapped
-from mindplm.nn.layers import LayerNorm, Linear, RMSNorm
+from mindplm.nn.layers import LayerNorm, Linear, RMSNorm, turn_products
 from mindplm.nn.loss import IGNORE, ProjectedNll, TokenNll, masked_sums, take_positions
 from mindplm.nn.mask import packed_mask, span_mask
 
@@ -254,6 +254,7 @@ def test_layer_norm_and_its_gradient():
 @pytest.mark.parametrize("rows", [(2, 3), (4, 5)], ids=["few", "turned round"])
 def test_a_linear_layer_with_bias_and_its_gradient(rows):
     layer = Linear(WIDTH, 5, bias=True, std=1.0, dtype=ms.float32)
+    turn_products(layer)
     initialise(layer, 0)
     assert not layer.bias.asnumpy().any()
     weight, bias, x = layer.weight.asnumpy(), normal(5, seed=2), normal(*rows, WIDTH)

@@ -74,7 +74,7 @@ _standard = ops.LayerNorm(1, 1, _EPS)
 
 
 def _projected(x_nd, weight_od):
-    return kernels.projected(_product, x_nd, weight_od)
+    return kernels.projected(_product, x_nd, weight_od, True)
 
 
 def _gelu(x):

@@ -59,11 +59,13 @@ def _products(args: argparse.Namespace) -> list[Result]:
 
     from mindplm import families
     from mindplm.nn.init import initialise
+    from mindplm.nn.layers import turn_products
     from mindplm.nn.lora import linears
 
     config = preset(args)
     model = families.family("cpm_bee").part("cell")(config, float32)
     initialise(model, seed=0)
+    turn_products(model)
 
     class Products(nn.Cell):
         def __init__(self) -> None:

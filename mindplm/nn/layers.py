@@ -10,7 +10,7 @@ import mindspore as ms
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Zero
 
-from mindplm.nn.kernels import column_sum, projected, row_sum, spread
+from mindplm.nn.kernels import column_sum, projected, spread
 
 
 def parameter(shape: tuple[int, ...], dtype, std: float | None) -> Parameter:
@@ -124,7 +124,7 @@ class _Normalise(nn.Cell):
 
     def inverse(self, x_nd):
         """scale / rms of rows, fp32 [N, 1]."""
-        return ops.rsqrt(row_sum(x_nd * x_nd, self.part) + self.eps)
+        return ops.rsqrt((x_nd * x_nd).sum(-1, keepdims=True) * self.part + self.eps)
 
     def construct(self, x, weight_d):
         x_nd = x.reshape((-1, self.width)).astype(ms.float32)
@@ -172,13 +172,13 @@ class _Standardise(nn.Cell):
 
     def __init__(self, width: int, eps: float):
         super().__init__()
-        self.width, self.part, self.eps = width, 1.0 / width, eps
+        self.width, self.eps = width, eps
 
     def standard(self, x):
         """Rows with mean 0 and deviation 1, and 1 / deviation to multiply rows with, fp32."""
         x_nd = x.reshape((-1, self.width)).astype(ms.float32)
-        x_nd = x_nd - spread(row_sum(x_nd, self.part), x_nd.shape)
-        inverse_n1 = ops.rsqrt(row_sum(x_nd * x_nd, self.part) + self.eps)
+        x_nd = x_nd - spread(x_nd.mean(-1, True), x_nd.shape)
+        inverse_n1 = ops.rsqrt((x_nd * x_nd).mean(-1, True) + self.eps)
         inverse_nd = spread(inverse_n1, x_nd.shape)
         return x_nd * inverse_nd, inverse_nd
 
@@ -192,8 +192,8 @@ class _Standardise(nn.Cell):
         grad_nd = grad.reshape((-1, self.width)).astype(ms.float32)
         d_weight, d_bias = column_sum(grad_nd * y_nd), column_sum(grad_nd)
         inner_nd = grad_nd * spread(weight_d.astype(ms.float32), y_nd.shape)
-        mean_n1 = row_sum(inner_nd, self.part)
-        along_n1 = row_sum(inner_nd * y_nd, self.part)
+        mean_n1 = inner_nd.mean(-1, True)
+        along_n1 = (inner_nd * y_nd).mean(-1, True)
         inner_nd = inner_nd - spread(mean_n1, y_nd.shape)
         d_x = (inner_nd - y_nd * spread(along_n1, y_nd.shape)) * inverse_nd
         d_x = d_x.astype(x.dtype).reshape(x.shape)

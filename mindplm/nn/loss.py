@@ -5,7 +5,7 @@ from __future__ import annotations
 import mindspore as ms
 from mindspore import Tensor, nn, ops
 
-from mindplm.nn.kernels import column_sum, row_sum, spread
+from mindplm.nn.kernels import column_sum, row_max, spread
 
 IGNORE = -100
 
@@ -54,9 +54,9 @@ class ProjectedNll(nn.Cell):
         extra = self.product(hidden_nd, extra_ed).astype(ms.float32)
         extra = ops.where(extra_mask_e.expand_dims(0), extra, Tensor(-1e30, ms.float32))
         base32 = base.astype(ms.float32)
-        top = ops.maximum(ops.amax(base32, -1, True), ops.amax(extra, -1, True))
-        total = row_sum(ops.exp(base32 - spread(top, base32.shape)), 1.0)
-        total = total + row_sum(ops.exp(extra - top), 1.0)
+        top = ops.maximum(row_max(base32), row_max(extra))
+        total = ops.exp(base32 - spread(top, base32.shape)).sum(-1, keepdims=True)
+        total = total + ops.exp(extra - top).sum(-1, keepdims=True)
         lse = top + ops.log(total)
         in_base = labels_n < num
         own_base = ops.gather_d(base, 1, ops.where(in_base, labels_n, 0).expand_dims(1))

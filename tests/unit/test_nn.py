@@ -13,7 +13,17 @@ from mindspore import Tensor, nn, ops
 from mindplm.models.cpm_bee.cell import MaskedBias, bias_rows
 from mindplm.nn.attention import Attention
 from mindplm.nn.init import initialise
-from mindplm.nn.kernels import MASKED, Softmax, gelu, masked, row_sum, spread, sum_squares, swapped
+from mindplm.nn.kernels import (
+    MASKED,
+    Softmax,
+    column_sum,
+    gelu,
+    masked,
+    row_max,
+    spread,
+    sum_squares,
+    swapped,
+)
 from mindplm.nn.layers import LayerNorm, Linear, RMSNorm, turn_products
 from mindplm.nn.loss import IGNORE, ProjectedNll, TokenNll, masked_sums, take_positions
 from mindplm.nn.mask import packed_mask, span_mask
@@ -123,15 +133,16 @@ def test_a_mask_in_the_table_gives_the_bias_and_gradient_of_a_choice():
     np.testing.assert_allclose(found[0], wanted[0], rtol=1e-6, atol=1e-6)
 
 
-def test_sums_are_the_same_as_plain_ones():
+def test_sums_and_maxima_are_the_same_as_plain_ones():
     x = normal(33, 57)
     wide = x.astype(np.float64)
     np.testing.assert_allclose(sum_squares(Tensor(x)).asnumpy(), (wide**2).sum(), rtol=1e-6)
-    sums = 2 * row_sum(Tensor(x), 0.5).asnumpy()
-    assert sums.shape == (33, 1) and sums.dtype == np.float32
-    np.testing.assert_allclose(sums, wide.sum(-1, keepdims=True), atol=1e-5)
+    sums = column_sum(Tensor(x)).asnumpy()
+    assert sums.shape == (57,) and sums.dtype == np.float32
+    np.testing.assert_allclose(sums, wide.sum(0), atol=1e-5)
+    np.testing.assert_array_equal(row_max(Tensor(x)).asnumpy(), x.max(-1, keepdims=True))
     half = Tensor(x).astype(ms.float16)
-    assert sum_squares(half).dtype == row_sum(half, 1.0).dtype == ms.float32
+    assert sum_squares(half).dtype == column_sum(half).dtype == ms.float32
 
 
 # --- softmax --------------------------------------------------------------------------------------

@@ -74,7 +74,16 @@ def _called(function: Callable[..., Any], case: Case) -> Callable[[], list[np.nd
     if not case.backward:
         return lambda: [side(*inputs).asnumpy()]
     floats = [number for number, array in enumerate(case.inputs) if array.dtype == np.float32]
-    gradient = ops.GradOperation(get_all=True, sens_param=True)(side)
+
+    class Gradient(nn.Cell):
+        def __init__(self) -> None:
+            super().__init__(auto_prefix=False)
+            self.side, self.grad = side, ops.GradOperation(get_all=True, sens_param=True)
+
+        def construct(self, *given):
+            return self.grad(self.side)(*given)
+
+    gradient = Gradient()
     # The loss asks that what comes in is not below zero.
     probe = np.random.default_rng(1).random(side(*inputs).shape, np.float32)
     inputs.append(Tensor(probe))

@@ -16,6 +16,7 @@ from mindplm.generate import generate, load, write
 from mindplm.generate.model import Model, from_cell
 from mindplm.models.cpm_bee.cell import CpmBee
 from mindplm.models.cpm_bee.config import from_openbmb, parameter_shapes, rules
+from mindplm.nn.lora import linears
 from mindplm.nn.values import load_model
 from mindplm.runtime import setup
 from mindplm.weights.rules import to_ours
@@ -47,6 +48,15 @@ def test_it_writes_what_the_numpy_network_writes(model, options) -> None:
     config = GenerateConfig(max_new_tokens=10, buckets=(128,), **options)
     ours = write(model, TOKENIZER, PROMPTS[:5], config, batch_size=3)
     assert ours == write(reference(0), TOKENIZER, PROMPTS[:5], config, batch_size=3)
+
+
+def test_many_rows_whose_products_are_turned_round_write_the_same(model) -> None:
+    projections = linears(model.cell).values()
+    assert all(part.may_turn for part in projections)
+    assert not any(part.may_turn for part in linears(CpmBee(SIZES)).values())
+    prompts, config = (PROMPTS[:5] * 3)[:13], GenerateConfig(max_new_tokens=6, buckets=(128,))
+    ours = write(model, TOKENIZER, prompts, config, batch_size=13)
+    assert ours == write(reference(0), TOKENIZER, prompts, config, batch_size=13)
 
 
 def test_one_graph_per_bucket_and_one_step(model) -> None:

@@ -103,10 +103,8 @@ def test_a_run_ends_when_nothing_gets_better(settings: Path) -> None:
     assert result.step == 3 and not result.interrupted
     run = settings.parent / "run"
     assert newest(run).train().step == 3  # type: ignore[union-attr]
-    assert_same_arrays(
-        checkpoint.read(run / "best").weights(),
-        checkpoint.read(run / "best").weights(),
-    )
+    # At this rate no weight changes.
+    assert_same_arrays(checkpoint.read(run / "best").weights(), newest(run).weights())
     again = finetune(config_of(settings, *quiet, "train.steps=20"))
     assert again.step == 3 and not again.interrupted, "it stays ended"
 

@@ -22,6 +22,10 @@ class GenerateConfig:
     """A blank ends before the first of these texts."""
     bad_words: tuple[str, ...] = ()
     """No blank holds one of these texts, spaces aside, nor as a part of a longer word."""
+    copy_only: bool = False
+    """A blank holds only stretches of the texts that the record shows, as extraction wants."""
+    copy_joiner: str = "；"
+    """With copy_only, what may stand between two stretches; empty: there is one."""
     beams: int = 1
     """Beams of the search; 1 with temperature 0: greedy."""
     num_best: int = 1
@@ -68,6 +72,11 @@ class GenerateConfig:
             self.min_new_tokens <= self.max_new_tokens,
             f"generate.min_new_tokens={self.min_new_tokens} is more than "
             f"generate.max_new_tokens={self.max_new_tokens}",
+        )
+        require(
+            not (self.copy_only and self.min_new_tokens),
+            f"generate.min_new_tokens={self.min_new_tokens} may ask for more than there is to "
+            "copy; with generate.copy_only it must be 0",
         )
         for name in ("stop", "bad_words"):
             texts = getattr(self, name)

@@ -98,7 +98,8 @@ def stream(
     ready = layout.prepare(record, strict=config.strict, examples=examples)
     engine = Engine(model.network, layout, buckets=config.buckets, batch_size=1)
     engine.check(ready, most_tokens(config, [ready]))
-    return pieces(engine, ready, layout, config, seeds_of(seed, 1)[0])
+    policies = policy_maker(config, seeds_of(seed, 1), [record])
+    return pieces(engine, ready, layout, config, policies)
 
 
 def write(
@@ -126,7 +127,7 @@ def write(
     engine = Engine(model.network, layout, buckets=config.buckets, batch_size=batch_size)
     done = engine.run(
         ready,
-        policy_maker(config, seeds_of(seed, len(records))),
+        policy_maker(config, seeds_of(seed, len(records)), records),
         rows_per_prompt=config.beams,
         max_new_tokens=most_tokens(config, ready),
     )

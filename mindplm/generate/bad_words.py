@@ -32,8 +32,6 @@ class BadWords:
             for word in self._words
             for rest in (word[i:] for i in range(1, len(word)))
         }
-        self.reach = max(map(len, self._words), default=1) - 1
-        """Characters of what was written that matter."""
 
     def after(self, said: str) -> np.ndarray:
         """The classes that would complete a word behind a text without spaces."""

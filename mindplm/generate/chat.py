@@ -14,7 +14,7 @@ from mindplm.data.cpm_bee import ANSWER
 from mindplm.errors import DataError
 from mindplm.generate.engine import Engine
 from mindplm.generate.layout import Prompt
-from mindplm.generate.policies import seeds_of, stream_of, with_changes
+from mindplm.generate.policies import policy_maker, seeds_of, stream_of, with_changes
 from mindplm.generate.streaming import Piece, pieces
 from mindplm.text import SPEAKERS, escape_lenient
 
@@ -72,11 +72,12 @@ class Chat:
         Raises:
             DataError: The text alone is too long, or cannot be used.
         """
-        prompt = self._prompt(text)
+        record, prompt = self._prompt(text)
         number = len(self.turns)
         answer: list[str] = []
         random_stream = stream_of(self._seed, number)
-        written = pieces(self._engine, prompt, self._form, self._config, random_stream)
+        policies = policy_maker(self._config, [random_stream], [record])
+        written = pieces(self._engine, prompt, self._form, self._config, policies)
         for piece in written:
             # The form puts a space before the answer.
             shown = piece if answer else Piece(piece.lstrip(" "), piece.path)
@@ -90,13 +91,13 @@ class Chat:
         self.turns.clear()
         self.dropped = 0
 
-    def _prompt(self, text: str) -> Prompt:
+    def _prompt(self, text: str) -> tuple[dict[str, str], Prompt]:
         """The dialogue with a new turn; drops old turns until it fits."""
         while True:
             record = {"input": self._layout(text), ANSWER: ""}
             prompt = self._form.prepare(record, strict=False, examples=())
             if len(prompt) <= self._window:
-                return prompt
+                return record, prompt
             if self.dropped == len(self.turns):
                 raise DataError(
                     f"this turn takes {len(prompt)} tokens, generate.buckets leave room for "

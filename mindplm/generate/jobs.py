@@ -141,7 +141,7 @@ class FileJob:
         seeds = [stream_of(self.settings.seed, number) for number, _, _ in good]
         written = engine.run(
             prompts,
-            policy_maker(config, seeds),
+            policy_maker(config, seeds, [record for _, record, _ in good]),
             rows_per_prompt=config.beams,
             max_new_tokens=most_tokens(config, prompts),
         )

@@ -10,6 +10,7 @@ import numpy as np
 
 from mindplm.config import GenerateConfig
 from mindplm.errors import ConfigError
+from mindplm.generate.copying import Copied, texts_of
 from mindplm.generate.engine import PolicyMaker
 from mindplm.generate.layout import Prompt
 from mindplm.generate.rows import Extras
@@ -35,9 +36,11 @@ def with_changes(settings: GenerateConfig | None, changes: Mapping[str, Any]) ->
     return dataclasses.replace(settings or GenerateConfig(), **changes)
 
 
-def policy_maker(config: GenerateConfig, seeds: Sequence[int]) -> PolicyMaker:
-    """Makes the policies of batches; seeds are by the number of the prompt in the call."""
-    extras = Extras(
+def policy_maker(
+    config: GenerateConfig, seeds: Sequence[int], records: Sequence[Mapping[str, Any]]
+) -> PolicyMaker:
+    """Makes the policies of batches; seeds and records are by the prompt's number in the call."""
+    rules = Extras(
         per_blank=config.per_blank,
         min_new_tokens=config.min_new_tokens,
         penalize_written=config.repetition_form == "written",
@@ -48,15 +51,23 @@ def policy_maker(config: GenerateConfig, seeds: Sequence[int]) -> PolicyMaker:
         early_stopping=config.early_stopping,
         bad_words=config.bad_words,
     )
+    texts = [texts_of(record) for record in records] if config.copy_only else []
+
+    def extras(numbers: Sequence[int]) -> Extras:
+        if not config.copy_only:
+            return rules
+        copied = Copied([texts[i] for i in numbers], config.copy_joiner)
+        return dataclasses.replace(rules, copied=copied)
+
     if config.beams > 1:
-        return lambda plan, _: BeamSearch(
+        return lambda plan, numbers: BeamSearch(
             plan,
             beams=config.beams,
             max_new_tokens=config.max_new_tokens,
             repetition_penalty=config.repetition_penalty,
             repetition_window=config.repetition_window,
             length_penalty=config.length_penalty,
-            extras=extras,
+            extras=extras(numbers),
         )
     return lambda plan, numbers: Sampler(
         plan,
@@ -67,7 +78,7 @@ def policy_maker(config: GenerateConfig, seeds: Sequence[int]) -> PolicyMaker:
         max_new_tokens=config.max_new_tokens,
         repetition_penalty=config.repetition_penalty,
         repetition_window=config.repetition_window,
-        extras=extras,
+        extras=extras(numbers),
     )
 
 

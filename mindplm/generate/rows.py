@@ -16,6 +16,7 @@ import numpy as np
 
 from mindplm.errors import ConfigError
 from mindplm.generate.bad_words import bad_words_of, without_spaces
+from mindplm.generate.copying import Copied, Copying
 
 FORBIDDEN = np.float32(-10000.0)
 Pairs = list[tuple[int, int]]
@@ -37,7 +38,7 @@ class Plan:
         ext_sub: int32 [E], sub index of each appended class.
         allowed_ext: bool [sentences, E].
         allowed_unk: bool [sentences].
-        piece: (sentence, class) -> its text, needed for stop strings only.
+        piece: (sentence, class) -> its text, needed for rules about texts only.
         unwritten: Special entries that stand for no text; sampling never draws them.
         begins: For each sentence the token that opens its first blank; none: bos_id.
         before: For each sentence the tokens before that one, which rules on repetition count.
@@ -79,6 +80,7 @@ class Extras:
         no_repeat_ngram: No run of so many tokens is written twice; 0: no such rule.
         early_stopping: A search of HF's kind ends with as many finished beams as there are beams.
         bad_words: No blank holds one of these, spaces aside.
+        copied: A blank holds nothing but stretches of these texts.
     """
 
     per_blank: bool = False
@@ -90,6 +92,7 @@ class Extras:
     no_repeat_ngram: int = 0
     early_stopping: bool = False
     bad_words: tuple[str, ...] = ()
+    copied: Copied | None = None
 
     def __post_init__(self) -> None:
         if self.min_new_tokens < 0:
@@ -162,9 +165,9 @@ class Rows:
             ids = plan.before[sentence]
             self.fed[row, self._num_before - len(ids) : self._num_before] = ids
         self.num_fed = self._num_before
-        self._tails = [""] * num
-        self._tail = max(map(len, extras.stop), default=1) - 1
         self._bad = bad_words_of(extras.bad_words, plan.vocab_size, plan.piece)
+        self._copying = None if extras.copied is None else Copying(plan, extras.copied)
+        self._listens = bool(extras.stop or extras.bad_words or extras.copied)
         self._said = [""] * num
         self._no_unk = np.flatnonzero(~plan.allowed_unk[self.sentence])
         self._no_ext = ~plan.allowed_ext[self.sentence]
@@ -175,7 +178,6 @@ class Rows:
         self.fed = self.fed[parents]
         self.classes = self.classes[parents]
         self.next = Feed(*(values[parents] for values in self.next))
-        self._tails = [self._tails[parent] for parent in parents.tolist()]
         self._said = [self._said[parent] for parent in parents.tolist()]
 
     def write(self, row: int, token: int) -> None:
@@ -184,7 +186,7 @@ class Rows:
         if self._closes(row, token):
             self.blank[row] += 1
             values = (self._plan.bos_id, 0, blanks[self.blank[row]][0], 0)
-            self._tails[row] = self._said[row] = ""
+            self._said[row] = ""
             token = -1
         else:
             place = token - self._plan.vocab_size
@@ -192,11 +194,8 @@ class Rows:
                 (token, 0) if place < 0 else (self._plan.ext_ids[place], self._plan.ext_sub[place])
             )
             values = (base, sub, self.next.segments[row], self.next.positions[row] + 1)
-            if self._tail:
-                self._tails[row] = (self._tails[row] + self._text(row, token))[-self._tail :]
-            if self._bad is not None and self._bad.reach:
-                said = self._said[row] + without_spaces(self._text(row, token))
-                self._said[row] = said[-self._bad.reach :]
+            if self._listens:
+                self._said[row] += self._text(row, token)
         self.classes[row] = token
         for column, value in zip(self.next, values):
             column[row] = value
@@ -238,6 +237,12 @@ class Rows:
                 values[row, _repeats(fed[fed >= 0], self._extras.no_repeat_ngram)] = FORBIDDEN
         if self._bad is not None:
             self._forbid_words(values)
+        if self._copying is not None:
+            for row, said in enumerate(self._said):
+                allowed = self._copying.allowed(int(self.sentence[row]), said)
+                kept = values[row, allowed]
+                values[row] = FORBIDDEN
+                values[row, allowed] = kept
         if self._plan.eos_id >= 0:
             short = self.next.positions < self._extras.min_new_tokens
             values[short, self._plan.eos_id] = FORBIDDEN
@@ -249,10 +254,11 @@ class Rows:
 
     def _forbid_words(self, values: np.ndarray) -> None:
         assert self._bad is not None
-        first = self._plan.vocab_size
-        for row, said in enumerate(self._said):
+        own = ~self._no_ext
+        for row, text in enumerate(self._said):
+            said = without_spaces(text)
             values[row, self._bad.after(said)] = FORBIDDEN
-            for token in range(first, values.shape[1]):
+            for token in (self._plan.vocab_size + np.flatnonzero(own[row])).tolist():
                 if self._bad.completes(said, self._text(row, token)):
                     values[row, token] = FORBIDDEN
 
@@ -264,7 +270,7 @@ class Rows:
             return True
         if not self._extras.stop:
             return False
-        text = self._tails[row] + self._text(row, token)
+        text = self._said[row] + self._text(row, token)
         return any(stop in text for stop in self._extras.stop)
 
     def _text(self, row: int, token: int) -> str:

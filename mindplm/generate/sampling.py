@@ -61,7 +61,8 @@ class Sampler:
         self._cuts = (top_k, top_p, extras.min_p)
         self._filter_first = extras.filter_first
         self._penalty, self._window = repetition_penalty, repetition_window
-        self._nonempty = nonempty and temperature > 0
+        # There may be nothing to copy.
+        self._nonempty = nonempty and temperature > 0 and extras.copied is None
         # The order of the appended classes depends on the prompts beside; what is drawn must not.
         appended = np.lexsort((plan.ext_sub, plan.ext_ids)) + plan.vocab_size
         self._order = np.concatenate([np.arange(plan.vocab_size), appended])

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from mindplm.config import GenerateConfig
-from mindplm.generate.engine import Engine
+from mindplm.generate.engine import Engine, PolicyMaker
 from mindplm.generate.layout import Layout, Prompt
-from mindplm.generate.policies import most_tokens, policy_maker
+from mindplm.generate.policies import most_tokens
 from mindplm.generate.rows import Pairs
 
 
@@ -23,7 +23,7 @@ class Piece(str):
 
 
 def pieces(
-    engine: Engine, prompt: Prompt, layout: Layout, config: GenerateConfig, seed: int
+    engine: Engine, prompt: Prompt, layout: Layout, config: GenerateConfig, policies: PolicyMaker
 ) -> Iterator[Piece]:
     """Writes for one prompt.
 
@@ -32,7 +32,7 @@ def pieces(
     """
     steps = engine.stream(
         prompt,
-        policy_maker(config, [seed]),
+        policies,
         rows_per_prompt=config.beams,
         max_new_tokens=most_tokens(config, [prompt]),
     )

@@ -74,7 +74,7 @@ def written_ids(network, layout, prompts, chosen: GenerateConfig, begins) -> lis
     written = dict(
         engine.run(
             prompts,
-            policy_maker(chosen, [0] * len(prompts)),
+            policy_maker(chosen, [0] * len(prompts), [{}] * len(prompts)),
             rows_per_prompt=chosen.beams,
             max_new_tokens=most_tokens(chosen, prompts),
         )

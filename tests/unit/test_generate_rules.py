@@ -6,16 +6,20 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from table_network import BOS, EOS, VOCAB, Table, drive, plan_of
+from table_network import BOS, EOS, UNK, VOCAB, Table, drive, plan_of
 
 from mindplm.errors import ConfigError
+from mindplm.generate.copying import Copied, Copying, texts_of
 from mindplm.generate.rows import Extras, Rows
 from mindplm.generate.sampling import Sampler, nucleus
 from mindplm.generate.search import BeamSearch
 
 BLANKS = [[(1, 1)], [(2, 1), (3, 2)], [(0, 1), (1, 2), (2, 3)]]
 LETTERS = "0123456789ABCD"
+SHOWN = ("23 52C", "3D8")
 EXTRAS = [
+    Extras(copied=Copied([SHOWN] * 3, "4")),
+    Extras(copied=Copied([SHOWN] * 3, ""), per_blank=True, stop=("52",)),
     Extras(per_blank=True),
     Extras(min_new_tokens=3),
     Extras(penalize_written=True),
@@ -27,6 +31,17 @@ EXTRAS = [
 
 def plan(*blanks):
     return replace(plan_of(*blanks), piece=lambda _, token: LETTERS[token])
+
+
+def test_bad_words_ask_for_the_text_of_own_classes_only() -> None:
+    own = [{VOCAB: "xy"}, {VOCAB + 1: "y"}]
+    made = replace(
+        plan_of([(0, 1)], [(0, 1)], allowed=[[True, False], [False, True]]),
+        piece=lambda sentence, token: own[sentence].get(token) or LETTERS[:VOCAB][token],
+    )
+    rows = Rows(made, 1, 9, Extras(bad_words=("y", "3")))
+    forbidden = rows.scores(np.ones((2, VOCAB + 2), np.float32), 1.0, 0) < 0
+    assert [np.flatnonzero(row).tolist() for row in forbidden] == [[UNK, 3, VOCAB, VOCAB + 1]] * 2
 
 
 def policy(made, kind: str, extras: Extras, limit: int = 6, penalty: float = 1.3):
@@ -118,6 +133,67 @@ def test_no_blank_holds_a_bad_word(kind) -> None:
                 met += found
                 assert not (extras.bad_words and found)
     assert met > 12
+
+
+@KINDS
+@pytest.mark.parametrize("joiner", ["4", ""])
+def test_a_blank_holds_nothing_but_stretches_of_its_own_texts(kind, joiner) -> None:
+    shown = [("23 52C", "3D8"), ("AAB",), ("9", "82")]
+    copied, several, foreign = Extras(copied=Copied(shown, joiner)), 0, 0
+    for seed in range(20):
+        for extras in (Extras(), copied):
+            for texts, pairs in zip(shown, drive(policy(plan(*BLANKS), kind, extras), Table(seed))):
+                for ids in by_blank(pairs).values():
+                    text = "".join(LETTERS[token] for token in ids if token != EOS)
+                    parts = text.removesuffix(joiner).split(joiner) if joiner else [text]
+                    strange = [x for x in parts if all(x not in t.replace(" ", "") for t in texts)]
+                    assert not (extras.copied and (strange or "" in parts[1:]))
+                    several += bool(extras.copied) and len(parts) > 1
+                    foreign += len(strange)
+    assert foreign > 50 and bool(several) == bool(joiner)
+
+
+def test_what_may_follow_a_stretch() -> None:
+    """Tokens of several characters, spaces, several texts, and what only one record has."""
+    pieces = ["<s>", "</s>", "<unk>", "a", "ab", "B", "，", "；", " ", "c d", "b；", "\n"]
+    own = {0: {2: "字", 12: "语"}, 1: {13: "b"}}
+    made = replace(
+        plan_of([(0, 1)], [(0, 1)], allowed=[[True, False], [False, True]]),
+        **{"bos_id": 0, "eos_id": 1, "unk_id": 2, "newline_id": 11, "vocab_size": 12},
+        allowed_unk=np.array([True, False]),
+        piece=lambda sentence, token: own[sentence].get(token) or pieces[token],
+    )
+    record = {"input": "a B，字语 acd", "more": {"x": "a<<x"}, "<ans>": {"x": "ab"}}
+    assert texts_of(record) == ["a B，字语 acd", "a<<x", "a<x"]
+    copying = Copying(made, Copied([texts_of(record), ["ab,"]], "；"))
+
+    def after(said: str, sentence: int = 0) -> str:
+        texts = [own[sentence].get(i) or pieces[i] for i in copying.allowed(sentence, said)]
+        return "|".join(sorted(texts))
+
+    assert after("") == "</s>|B|a|c d|字|语|，"
+    assert after("a；") == "B|a|c d|字|语|，"
+    assert after("a") == "\n| |</s>|B|c d|；"
+    assert after("x；a ") == "</s>|B|c d|；"
+    assert after("aB") == after("a B") == "</s>|，|；"
+    assert after("aB，字") == "</s>|语|；"
+    assert after("ab") == "</s>|；"
+    assert after("a", 1) == "</s>|b|；"
+    assert after("zz；") == "B|a|c d|字|语|，"
+    assert Copying(made, Copied([[], []], "；")).allowed(0, "").tolist() == [1]
+
+
+def test_a_vocabulary_without_capitals_copies_them_in_its_own_form() -> None:
+    pieces = ["</s>", "ab", "c", ","]
+    made = replace(
+        plan_of([(0, 1)], ext=()),
+        **{"bos_id": -1, "eos_id": 0, "unk_id": -1, "vocab_size": 4},
+        piece=lambda _, token: pieces[token],
+    )
+    copying = Copying(made, Copied([["AB，ｃ"]], "；"))
+    assert sorted(copying.allowed(0, "")) == [0, 1, 2, 3]
+    assert sorted(copying.allowed(0, "ab")) == [0, 3]
+    assert sorted(copying.allowed(0, "ab,")) == [0, 2]
 
 
 def test_the_corrected_penalty_falls_on_what_was_written() -> None:

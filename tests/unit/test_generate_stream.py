@@ -18,6 +18,7 @@ from mindplm.data.instances import append_incontext, make_instance
 from mindplm.data.packing import Packer, RowShape, collate
 from mindplm.errors import ConfigError, DataError, UserError
 from mindplm.generate import generate, stream, write
+from mindplm.generate.copying import texts_of
 from mindplm.generate.policies import stream_of
 from mindplm.text import unescape
 
@@ -28,6 +29,9 @@ MORE = [
     {"stop": ["ef", "<", "_"], "temperature": 3.0, "per_blank": True, "min_new_tokens": 2},
     {"beams": 3, "stop": ("a", "cd"), "per_blank": True},
     {"temperature": 1.0, "repetition_penalty": 1.5, "repetition_form": "written", "min_p": 0.05},
+    {"bad_words": ["a", "xy"], "temperature": 1.5},
+    {"copy_only": True, "temperature": 1.5},
+    {"copy_only": True, "beams": 3, "per_blank": True},
 ]
 EXAMPLES = [
     {"input": "xy<option_3>", "<ans>": {"k": "z<option_7>", "l": "\u30ab"}},
@@ -74,6 +78,31 @@ def test_neither_batch_nor_bucket_nor_padding_changes_what_is_written(options) -
     for i, prompt in enumerate(PROMPTS):
         alone = generate(model(), TOKENIZER, [prompt], seed=[stream_of(seed, i)], **options)
         assert alone == [together[i]]
+
+
+@pytest.mark.parametrize("options", [{"temperature": 1.5}, {"beams": 3}])
+def test_copied_answers_stand_in_their_records(options) -> None:
+    found, strange = 0, 0
+    for copy_only in (False, True):
+        written = generate(
+            model(),
+            TOKENIZER,
+            PROMPTS,
+            copy_only=copy_only,
+            per_blank=True,
+            max_new_tokens=4,
+            **options,
+        )
+        for prompt, record in zip(PROMPTS, written):
+            texts = texts_of({"input": prompt} if isinstance(prompt, str) else prompt)
+            shown = ["".join(text.split()) for text in texts]
+            for text in leaves(record["<ans>"]).values():
+                for part in unescape(text).split("；"):
+                    found += bool(part)
+                    stands = not part or any("".join(part.split()) in own for own in shown)
+                    strange += not stands
+                    assert stands or not copy_only
+    assert strange > 5 and found > strange + 5
 
 
 def test_stop_strings_cut_exactly() -> None:
@@ -199,6 +228,7 @@ def test_bad_examples_are_named() -> None:
         ({"stop": "ab"}, "generate.stop"),
         ({"num_best": 2}, "generate.num_best=2"),
         ({"min_new_tokens": 9, "max_new_tokens": 3}, "generate.min_new_tokens=9"),
+        ({"min_new_tokens": 2, "copy_only": True}, "generate.copy_only"),
         ({"min_p": 2.0}, "generate.min_p=2.0"),
     ],
 )

@@ -132,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
     verb(_pretrain, "Train a model from scratch, or go on with it.", "required")
     verb(_finetune, "Train a checkpoint on, or adapters on it; keeps the best.", "required")
     cli_finetune.add_merge(verb(_merge, "Put adapters into the weights of their base."))
-    sub = verb(_check, "Say what is in data files, and what cannot be used.", "optional")
+    sub = verb(_check, "Say what is in data files; status 2 if some cannot be used.", "optional")
     cli_finetune.add_check(sub)
     sub = verb(_evaluate, "Measure a checkpoint on validation data or on tasks.", "optional")
     _add_model(sub)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from mindplm.errors import ConfigError
+from mindplm.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from mindplm.data.check import Checked
@@ -148,6 +148,8 @@ def _tell(found: list[Checked], seq_len: int, out: str | None) -> None:
         print(f"  {rest}; --out FOLDER writes all of them" if not out else f"  {rest}")
     if out:
         _write(found, out)
+    if problems:
+        raise DataError(f"{len(problems):,} problems, see {out or 'above'}")
 
 
 def _write(found: list[Checked], out: str) -> None:

@@ -307,11 +307,14 @@ def test_mistakes_are_named(settings: Path, lora_run: Path, base: Path, capsys: 
 def test_check_shows_what_finetuning_would_meet(
     settings: Path, capsys: Any, tmp_path: Path
 ) -> None:
+    out = tmp_path / "found"
+    assert cli.main(["check", "-c", str(settings)]) == 0
+    capsys.readouterr()
     with (settings.parent / "train.tsv").open("a", encoding="utf-8") as file:
         file.write("坏\tx\n" + "床前明月光" * 20 + "\tp\n床0\tn\n")
-    out = tmp_path / "found"
-    assert cli.main(["check", "-c", str(settings), "--out", str(out)]) == 0
-    shown = capsys.readouterr().out
+    assert cli.main(["check", "-c", str(settings), "--out", str(out)]) == 2
+    shown, last = capsys.readouterr()
+    assert last == f"mindplm: error: 2 problems, see {out}\n"
     assert "train: 26 documents, 25 records or pieces usable, 2 problems" in shown
     assert "train.tsv:25: label 'x' is not known; accepted: p, n" in shown
     assert "train.tsv:26: record of" in shown and "seq_len is 64" in shown

@@ -25,7 +25,7 @@ class GenerateConfig:
     copy_only: bool = False
     """A blank holds only stretches of the texts that the record shows, as extraction wants."""
     copy_joiner: str = "；"
-    """With copy_only, what may stand between two stretches; empty: there is one."""
+    """With copy_only, the character that may stand between two stretches; empty: there is one."""
     beams: int = 1
     """Beams of the search; 1 with temperature 0: greedy."""
     num_best: int = 1
@@ -72,6 +72,10 @@ class GenerateConfig:
             self.min_new_tokens <= self.max_new_tokens,
             f"generate.min_new_tokens={self.min_new_tokens} is more than "
             f"generate.max_new_tokens={self.max_new_tokens}",
+        )
+        require(
+            len(self.copy_joiner) < 2 and not self.copy_joiner.isspace(),
+            f"generate.copy_joiner={self.copy_joiner!r}, expected one character, no space, or none",
         )
         require(
             not (self.copy_only and self.min_new_tokens),

@@ -59,16 +59,14 @@ class Copying:
         texts = {i: plan.piece(0, i) for i in range(plan.vocab_size) if i not in silent}
         self._forms = [form for form in _FORMS if all(form(t) == t for t in texts.values())]
         for token, text in texts.items():
-            if text.strip() and text.strip() == self._joiner:
+            if self._joiner and text.strip() == self._joiner:
                 self._joiners.append(token)
             elif text.isspace():
                 self._spaces.append(token)
             elif not self._joiner or self._joiner not in text:
                 self._by_text.setdefault(self._plain(text), []).append(token)
         self._longest = max(map(len, self._by_text), default=0)
-        self._sources = [
-            [_Source.of(self._formed(text)) for text in texts] for texts in copied.sources
-        ]
+        self._sources = [[_Source.of(self._formed(text)) for text in own] for own in copied.sources]
         self._own = [
             [*([plan.unk_id] if unk else ()), *(plan.vocab_size + np.flatnonzero(ext)).tolist()]
             for unk, ext in zip(plan.allowed_unk, plan.allowed_ext)

@@ -229,6 +229,7 @@ def test_bad_examples_are_named() -> None:
         ({"num_best": 2}, "generate.num_best=2"),
         ({"min_new_tokens": 9, "max_new_tokens": 3}, "generate.min_new_tokens=9"),
         ({"min_new_tokens": 2, "copy_only": True}, "generate.copy_only"),
+        ({"copy_joiner": ", "}, "generate.copy_joiner=', '"),
         ({"min_p": 2.0}, "generate.min_p=2.0"),
     ],
 )

@@ -7,13 +7,13 @@ in "a < b"; `escape_lenient` doubles just those, `escape` doubles every one.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from mindplm.errors import DataError
 from mindplm.tokenizers.cpm_bee import RENAMED, SPECIALS, escape, unescape
 
-__all__ = ["TAGS", "dialogue", "escape", "escape_lenient", "lenient_record", "unescape"]
+__all__ = ["TAGS", "dialogue", "escape", "escape_lenient", "leaves", "lenient_record", "unescape"]
 
 TAGS = (*(name for name in SPECIALS if name not in RENAMED), "<eod>")
 """Tags of the published vocabulary; each but `<eod>` is in every vocabulary."""
@@ -23,6 +23,20 @@ SPEAKERS = {"<用户>": "用户：", "<AI>": "AI："}
 
 _OPENING = re.compile(r"<<|<[^<][^<>]*>|<")
 _MARKER = re.compile("<<|" + "|".join(SPEAKERS))
+
+
+def leaves(value: Any) -> Iterator[str]:
+    """All texts of a value of a record."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from leaves(item)
+    elif isinstance(value, list) and value and isinstance(value[0], int):
+        yield " ".join(map(str, value))  # a sentence of ids
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from leaves(item)
 
 
 def escape_lenient(text: str, tags: Collection[str] = TAGS) -> str:

@@ -6,13 +6,14 @@ import hashlib
 import itertools
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from mindplm.config import SourceConfig
 from mindplm.data.documents import Document
 from mindplm.data.sources import SourceReader
+from mindplm.text import leaves
 
 _FIRST = 20
 _FEW = 10
@@ -108,8 +109,8 @@ def marks(source: SourceConfig) -> list[Mark]:
 def mark_of(document: Document) -> Mark:
     """The mark of a document, with all its texts."""
     given = {key: value for key, value in document.fields.items() if key != document.slot}
-    answer = "\n".join(_leaves(document.fields.get(document.slot, "")))
-    return Mark(document.place, frozenset(map(_hash, _leaves(given))), _hash(answer))
+    answer = "\n".join(leaves(document.fields.get(document.slot, "")))
+    return Mark(document.place, frozenset(map(_hash, leaves(given))), _hash(answer))
 
 
 def fixed_texts(marked: Marks) -> set[int]:
@@ -120,19 +121,6 @@ def fixed_texts(marked: Marks) -> set[int]:
         least = max(len(of_source), _FEW)
         fixed.update(text for text, count in counts.items() if 2 * count > least)
     return fixed
-
-
-def _leaves(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _leaves(item)
-    elif isinstance(value, list) and value and isinstance(value[0], int):
-        yield " ".join(map(str, value))  # a sentence of ids
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _leaves(item)
 
 
 def _hash(text: str) -> int:

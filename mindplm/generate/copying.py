@@ -12,7 +12,7 @@ import numpy as np
 
 from mindplm.data.cpm_bee import ANSWER
 from mindplm.generate.bad_words import without_spaces
-from mindplm.tokenizers.cpm_bee import unescape
+from mindplm.text import leaves, unescape
 
 if TYPE_CHECKING:
     from mindplm.generate.rows import Plan
@@ -35,7 +35,8 @@ class Copied(NamedTuple):
 
 def texts_of(record: Mapping[str, Any]) -> list[str]:
     """All texts of a record but those below `<ans>`, tags as they are and as they are meant."""
-    return sorted({form for text in _texts(record) for form in (text, unescape(text))})
+    shown = {key: value for key, value in record.items() if key != ANSWER}
+    return sorted({form for text in leaves(shown) for form in (text, unescape(text))})
 
 
 class Copying:
@@ -134,12 +135,3 @@ def _ends(source: str, stretch: str) -> Iterator[int]:
     while place >= 0:
         yield place + len(stretch)
         place = source.find(stretch, place + 1)
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for key, below in value.items():
-            if key != ANSWER:
-                yield from _texts(below)

@@ -33,17 +33,6 @@ def plan(*blanks):
     return replace(plan_of(*blanks), piece=lambda _, token: LETTERS[token])
 
 
-def test_bad_words_ask_for_the_text_of_own_classes_only() -> None:
-    own = [{VOCAB: "xy"}, {VOCAB + 1: "y"}]
-    made = replace(
-        plan_of([(0, 1)], [(0, 1)], allowed=[[True, False], [False, True]]),
-        piece=lambda sentence, token: own[sentence].get(token) or LETTERS[:VOCAB][token],
-    )
-    rows = Rows(made, 1, 9, Extras(bad_words=("y", "3")))
-    forbidden = rows.scores(np.ones((2, VOCAB + 2), np.float32), 1.0, 0) < 0
-    assert [np.flatnonzero(row).tolist() for row in forbidden] == [[UNK, 3, VOCAB, VOCAB + 1]] * 2
-
-
 def policy(made, kind: str, extras: Extras, limit: int = 6, penalty: float = 1.3):
     options = {"max_new_tokens": limit, "repetition_penalty": penalty, "extras": extras}
     if kind == "beams":
@@ -133,6 +122,17 @@ def test_no_blank_holds_a_bad_word(kind) -> None:
                 met += found
                 assert not (extras.bad_words and found)
     assert met > 12
+
+
+def test_bad_words_ask_for_the_text_of_own_classes_only() -> None:
+    own = [{VOCAB: "xy"}, {VOCAB + 1: "y"}]
+    made = replace(
+        plan_of([(0, 1)], [(0, 1)], allowed=[[True, False], [False, True]]),
+        piece=lambda sentence, token: own[sentence].get(token) or LETTERS[:VOCAB][token],
+    )
+    rows = Rows(made, 1, 9, Extras(bad_words=("y", "3")))
+    forbidden = rows.scores(np.ones((2, VOCAB + 2), np.float32), 1.0, 0) < 0
+    assert [np.flatnonzero(row).tolist() for row in forbidden] == [[UNK, 3, VOCAB, VOCAB + 1]] * 2
 
 
 @KINDS

@@ -46,10 +46,15 @@ def wait_for(process: Any, reached: Callable[[], bool]) -> bool:
     return True
 
 
-def stopped(config: Path, output: Path, step: int, number: int) -> tuple[int, str]:
-    """Starts a run and sends it a signal when it has reported a step."""
+def stopped(
+    config: Path, output: Path, step: int, number: int, *, saved: bool = False
+) -> tuple[int, str]:
+    """Starts a run and sends it a signal when it has reported a step, and perhaps saved one."""
     process = tiny_run.start("pretrain", config, f"train.output={output}")
-    going = wait_for(process, lambda: last_step(output) >= step)
+    going = wait_for(
+        process,
+        lambda: last_step(output) >= step and (not saved or bool(RunFolder(output).steps())),
+    )
     if going:
         process.send_signal(number)
     status, out = finish(process)
@@ -71,11 +76,13 @@ def test_two_whole_runs_are_the_same(whole: Path, tmp_path: Path) -> None:
 
 def test_a_killed_run_goes_on_bitwise(whole: Path, tmp_path: Path) -> None:
     output = tmp_path / "killed"
-    status, _ = stopped(whole, output, 6, signal.SIGKILL)
+    status, _ = stopped(whole, output, 6, signal.SIGKILL, saved=True)
     assert status == -signal.SIGKILL
-    assert newest(output).train().step == 4  # type: ignore[union-attr]
+    state = newest(output).train()
+    # Step 4 is written beside the steps that follow: on a slow disk 8 may be there before the kill.
+    assert state is not None and state.step in (4, 8)
     out = tiny_run.run("pretrain", whole, f"train.output={output}")
-    assert f"resume      step 4 of {output}/checkpoints/step-00000004" in out
+    assert f"resume      step {state.step} of {RunFolder(output).path_of(state.step)}" in out
     assert_same_runs(whole.parent / "run", output)
 
 

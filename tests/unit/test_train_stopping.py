@@ -25,8 +25,7 @@ with stop_requests() as stops:
         hashlib.pbkdf2_hmac("sha256", b"", b"", 30_000_000)
     while not stops:
         time.sleep(0.01)
-    if sys.argv[1] == "step":
-        time.sleep(3)
+    time.sleep({"step": 3, "long step": 30}.get(sys.argv[1], 0))
 print("saved", len(stops), flush=True)
 """
 
@@ -62,9 +61,9 @@ def test_a_request_is_told_once_and_noted(number: signal.Signals) -> None:
 
 
 def test_a_second_sigint_interrupts() -> None:
-    status, out, err, took_s = outcome("step", signal.SIGINT, signal.SIGINT)
+    status, out, err, took_s = outcome("long step", signal.SIGINT, signal.SIGINT)
     assert status != 0 and out == "" and is_interrupted(err)
-    assert took_s < 2.5
+    assert took_s < 15
 
 
 def test_a_second_sigint_ends_a_graph() -> None:

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the tests need and runs all checks: format, lint, types, tests.
 #   scripts/test.sh [pytest arguments ...]
-#   MINDPLM_TEST_WORKERS=N   test files that run side by side (default: 2; each takes up to 4 GB)
+#   MINDPLM_TEST_WORKERS=N   tests that run side by side (default: 2; each takes up to 4 GB)
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
@@ -15,7 +15,7 @@ say "Tests"
 # A call for each part: the graphs that all of them compile fill the memory of a small machine.
 # tests/dist and tests/docs start several processes themselves.
 parts=(tests/unit tests/contract tests/parity tests/dist tests/docs)
-beside=(-n "${MINDPLM_TEST_WORKERS:-2}" --dist loadfile)
+beside=(-n "${MINDPLM_TEST_WORKERS:-2}" --dist worksteal)
 for word in "$@"; do
     if [ -e "${word%%::*}" ]; then
         parts=("")

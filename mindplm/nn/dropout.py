@@ -17,12 +17,14 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
 from mindplm.nn.init import stream
+from mindplm.nn.kernels import spread
 
 STEP = "dropout.step"
 """Name of the parameter that says what is dropped; it is no weight."""
 OFF = -1
 """The step at which nothing is dropped."""
 _BITS = 31
+_LOWEST = -(2**_BITS)
 _ODD = -1640531535  # the golden ratio of 32 bits: spreads the numbers of rows
 
 
@@ -39,17 +41,21 @@ def told(step: int, part: int = 0) -> np.ndarray:
 
 @ms.constexpr
 def _columns(width: int) -> Tensor:
-    """A number for each place of the last axis, int32."""
-    return Tensor(stream(width, "columns").integers(2**_BITS, size=width).astype(np.int32))
+    """An odd number for each place of the last axis, int32 [1, width]."""
+    drawn = stream(width, "columns").integers(-(2**_BITS), 2**_BITS, size=width)
+    return Tensor((drawn | 1).astype(np.int32)[None])
 
 
 class Dropout(nn.Cell):
     """Drops values with a probability and scales the others, so that the mean stays.
 
-    Whether a value is dropped depends on its place in the whole batch, the salt and the step.
+    Whether a value is dropped depends on its place in the whole batch, the salt and the step: an
+    odd number of its row times one of its column is below a limit. Only the rows' numbers are
+    mixed, since mixing every value takes as long as the rest of a small network's step.
     Gives its input back until it is turned on, and while the step is OFF.
 
-    Source: the finishing steps of MurmurHash3 (Appleby, public domain) as the mixing function.
+    Source: the finishing steps of MurmurHash3 (Appleby, public domain) mix; products of odd numbers
+    whose high bits are taken are the multiplicative hashing of Dietzfelbinger et al. (1997).
     """
 
     def __init__(self) -> None:
@@ -68,7 +74,9 @@ class Dropout(nn.Cell):
             salt: Tells dropouts of a network from each other.
         """
         self.active, self.step, self.salt = True, step, salt % 2**_BITS
-        self.limit, self.more = int(p * 2**_BITS), 1 / (1 - p) - 1
+        limit = int(p * 2 ** (_BITS + 1))  # from the lowest int32 on; a sum of them wraps around
+        self.limit = limit if limit < 2**_BITS else limit - 2 ** (_BITS + 1)
+        self.more = 1 / (1 - p) - 1
         step.name = STEP  # entering a cell has renamed it
 
     def mixed(self, number):
@@ -86,8 +94,9 @@ class Dropout(nn.Cell):
         width = x.shape[-1]
         rows = x.size // width
         row_n1 = ops.arange(rows).astype(ms.int32).expand_dims(1) + self.step[1] * rows
-        drawn_nw = self.mixed(row_n1 * _ODD + (self.step[2] + self.salt) + _columns(width))
-        keep_nw = (drawn_nw >= self.step[0] * self.limit).astype(x.dtype)
+        key_n1 = ops.bitwise_or(self.mixed(row_n1 * _ODD + (self.step[2] + self.salt)), 1)
+        drawn_nw = spread(key_n1, (rows, width)) * spread(_columns(width), (rows, width))
+        keep_nw = (drawn_nw >= self.step[0] * self.limit + _LOWEST).astype(x.dtype)
         factor = (self.step[0].astype(ms.float32) * self.more + 1.0).astype(x.dtype)
         return x * (keep_nw * factor).reshape(x.shape)
 

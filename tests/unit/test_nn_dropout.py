@@ -54,6 +54,13 @@ def test_masks_follow_from_step_and_salt_and_are_unrelated_otherwise() -> None:
         assert abs(np.corrcoef(a, b)[0, 1]) < 5 / np.sqrt(SIZE)
 
 
+def test_no_two_columns_or_rows_are_related() -> None:
+    dropped = masks(0.1, [3], rows=1000).reshape(2000, 500) == 0
+    for lines in (dropped, dropped.T):
+        agree = np.corrcoef(lines) - np.eye(len(lines))
+        assert abs(agree).max() < 8 / np.sqrt(lines.shape[1])  # 2 million pairs come near 6
+
+
 def test_nothing_is_dropped_when_it_is_off() -> None:
     assert (masks(0.5, [OFF]) == 1).all()
 

@@ -74,9 +74,7 @@ class Dropout(nn.Cell):
             salt: Tells dropouts of a network from each other.
         """
         self.active, self.step, self.salt = True, step, salt % 2**_BITS
-        limit = int(p * 2 ** (_BITS + 1))  # from the lowest int32 on; a sum of them wraps around
-        self.limit = limit if limit < 2**_BITS else limit - 2 ** (_BITS + 1)
-        self.more = 1 / (1 - p) - 1
+        self.limit, self.more = _LOWEST + int(p * 2 ** (_BITS + 1)), 1 / (1 - p) - 1
         step.name = STEP  # entering a cell has renamed it
 
     def mixed(self, number):
@@ -96,7 +94,8 @@ class Dropout(nn.Cell):
         row_n1 = ops.arange(rows).astype(ms.int32).expand_dims(1) + self.step[1] * rows
         key_n1 = ops.bitwise_or(self.mixed(row_n1 * _ODD + (self.step[2] + self.salt)), 1)
         drawn_nw = spread(key_n1, (rows, width)) * spread(_columns(width), (rows, width))
-        keep_nw = (drawn_nw >= self.step[0] * self.limit + _LOWEST).astype(x.dtype)
+        limit = self.step[0] * self.limit + (1 - self.step[0]) * _LOWEST
+        keep_nw = (drawn_nw >= limit).astype(x.dtype)
         factor = (self.step[0].astype(ms.float32) * self.more + 1.0).astype(x.dtype)
         return x * (keep_nw * factor).reshape(x.shape)
 

@@ -78,11 +78,10 @@ def test_a_killed_run_goes_on_bitwise(whole: Path, tmp_path: Path) -> None:
     output = tmp_path / "killed"
     status, _ = stopped(whole, output, 6, signal.SIGKILL, saved=True)
     assert status == -signal.SIGKILL
-    state = newest(output).train()
-    # Step 4 is written beside the steps that follow: on a slow disk 8 may be there before the kill.
-    assert state is not None and state.step in (4, 8)
+    # Validation follows step 6, and the checkpoint of step 8 takes as long as that of step 4 did.
+    assert newest(output).train().step == 4  # type: ignore[union-attr]
     out = tiny_run.run("pretrain", whole, f"train.output={output}")
-    assert f"resume      step {state.step} of {RunFolder(output).path_of(state.step)}" in out
+    assert f"resume      step 4 of {output}/checkpoints/step-00000004" in out
     assert_same_runs(whole.parent / "run", output)
 
 
